@@ -1,0 +1,48 @@
+# Every target sets up what it needs; a fresh clone needs Python >= 3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOMS := cli dht_schemas expert router swarm
+
+.PHONY: setup demo test lint test-slow test-full typing wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv and install everything, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("paris-swarm needs Python 3.11 or newer; found %s. Set PYTHON=/path/to/python3.11" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (two to five minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt torch -e '.[data,dev]' 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
+	@touch $@
+
+typing: $(STAMP)  # the link farm that lets mypy see the folders as paris_swarm.*
+	@mkdir -p .typing/paris_swarm && for room in $(ROOMS); do ln -sfn ../../$$room .typing/paris_swarm/$$room; done
+
+demo: $(STAMP)  ## a real swarm on this machine: four peers train, a fifth home assembles and draws (DEMO_ARGS="--minutes 5")
+	@$(BIN)/paris-swarm demo $(DEMO_ARGS)
+
+lint: typing  ## ruff, mypy and the import laws
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then the tests that CI runs
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-full: $(STAMP)  ## the demo itself, at its full size, held to its own figures
+	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+
+wheel: $(STAMP)  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv .typing build dist demo-out *.egg-info
