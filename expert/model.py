@@ -1,0 +1,243 @@
+"""The expert network: a diffusion transformer with AdaLN-Single and cross-attention to the caption's token states.
+
+Follows Paris (arXiv 2510.03434) and Decentralized Diffusion Models (arXiv 2501.05450); AdaLN-Single is PixArt-alpha's
+(arXiv 2310.00426), the transformer DiT's (arXiv 2212.09748). Tensor names are those of the released Paris experts;
+`pooled_proj` is the one addition (`pooled_text`).
+
+Shapes in the comments: B batch, C channels, H and W height and width, N image tokens, L caption tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paris_swarm.expert.recipe import ModelConfig
+
+FREQUENCIES = 256
+"""Width of the sinusoidal time embedding."""
+TIME_SCALE = 999.0
+"""The network sees 999 t for t in 0..1."""
+SMALLEST_T = 0.05
+"""Below this t a "data" output is divided by this instead of by t, which keeps velocities bounded near the data."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# embeddings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TimeEmbed(nn.Module):
+    """Sinusoids of 999 t (cosines, then sines, longest period 10,000), then a two-layer SiLU MLP."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        half = FREQUENCIES // 2
+        rates = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[B] in 0..1 -> [B, D]."""
+        assert isinstance(self.rates, Tensor)
+        angle = (t.float() * TIME_SCALE)[:, None] * self.rates.float()[None]  # [B, 128]
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # [B, 256]
+        out: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))  # [B, D]
+        return out
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real tokens: states [B, L, D], mask [B, L] bool -> [B, D]; a row without a token gives zeros."""
+    weight = mask.to(states.dtype)  # [B, L]
+    total = torch.einsum("bld,bl->bd", states, weight)  # [B, D]
+    return total / weight.sum(1, keepdim=True).clamp(min=1)  # [B, D]
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] -> [B, N, C*p*p], in the order a convolution of stride p reads them."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // patch, patch, w // patch, patch)  # [B, C, h, p, w, p]
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // patch) * (w // patch), c * patch * patch)  # [B, N, C*p*p]
+
+
+def unpatchify(tokens: Tensor, channels: int, height: int, width: int, patch: int) -> Tensor:
+    """[B, N, p*p*C] -> [B, C, H, W]; the channel is the fastest index within a patch, as in DiT."""
+    b = tokens.shape[0]
+    x = tokens.reshape(b, height // patch, width // patch, patch, patch, channels)  # [B, h, w, p, p, C]
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, height, width)  # [B, C, H, W]
+
+
+class PatchEmbed(nn.Conv2d):
+    """A convolution of stride p, computed as one matrix product: [B, C, H, W] -> [B, N, D]."""
+
+    def __init__(self, channels: int, hidden: int, patch: int) -> None:
+        super().__init__(channels, hidden, kernel_size=patch, stride=patch)
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(patchify(x, self.patch), self.weight.flatten(1), self.bias)  # [B, N, D]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# block
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameter names of torch.nn.MultiheadAttention (in_proj_weight, out_proj, ...)."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
+        self.out_proj = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D], context [B, L, D] (None: x itself), mask bool, broadcastable to [B, 1, N, L] -> [B, N, D]."""
+        b, n, d = x.shape
+        if context is None:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [B, N, 3D]
+            q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q = F.linear(x, self.in_proj_weight[:d], self.in_proj_bias[:d])  # [B, N, D]
+            kv = F.linear(context, self.in_proj_weight[d:], self.in_proj_bias[d:])  # [B, L, 2D]
+            q = q.reshape(b, n, self.heads, d // self.heads).transpose(1, 2)  # [B, heads, N, D/heads]
+            k, v = kv.reshape(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, heads, N, D/heads]
+        mixed: Tensor = self.out_proj(out.transpose(1, 2).reshape(b, n, d))  # [B, N, D]
+        return mixed
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift: x [B, N, D], shift and scale [B, 1, D] -> [B, N, D]."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)  # [B, N, D]
+
+
+class Block(nn.Module):
+    """Gated self-attention, then (unless `cross` is False) ungated cross-attention, then a gated MLP."""
+
+    def __init__(self, hidden: int, heads: int, mlp_ratio: float = 4.0, cross: bool = True) -> None:
+        super().__init__()
+        inner = int(hidden * mlp_ratio)
+        self.scale_shift_table = nn.Parameter(torch.empty(6, hidden))
+        self.attn = Attention(hidden, heads)
+        if cross:
+            self.cross_attn = Attention(hidden, heads)
+        self.mlp = nn.Sequential(nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden))
+
+    def forward(self, x: Tensor, shared: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D], shared modulation [B, 6, D], context [B, L, D], mask [B, 1, 1, L] bool -> [B, N, D]."""
+        six = (self.scale_shift_table[None] + shared)[:, :, None]  # [B, 6, 1, D]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.unbind(1)  # each [B, 1, D]
+        x = torch.addcmul(x, gate_a, self.attn(modulate(x, shift_a, scale_a)))  # [B, N, D]
+        if context is not None:
+            x = x + self.cross_attn(x, context, mask)  # [B, N, D]
+        return torch.addcmul(x, gate_m, self.mlp(modulate(x, shift_m, scale_m)))  # [B, N, D]
+
+
+class FinalLayer(nn.Module):
+    """Modulated LayerNorm (its own table plus the time embedding), then one linear map to pixels of a patch."""
+
+    def __init__(self, hidden: int, patch: int, channels: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(2, hidden))
+        self.linear = nn.Linear(hidden, patch * patch * channels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x [B, N, D], embedding [B, D] -> [B, N, p*p*C]."""
+        shift, scale = (self.scale_shift_table[None] + embedding[:, None])[:, :, None].unbind(1)  # each [B, 1, D]
+        out: Tensor = self.linear(modulate(x, shift, scale))  # [B, N, p*p*C]
+        return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# expert
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Expert(nn.Module):
+    """The velocity of one cluster's flow, v_k(x_t, t, caption), v = eps - x_0.
+
+    x [B, C, H, W] float, pixels or latents at about unit scale; t [B] float in 0..1, 1 is noise; states [B, L, D_text]
+    float, the caption's token states; mask [B, L] bool, True for a real token. Returns [B, C, H, W].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.hidden
+        self.patch_embed = PatchEmbed(config.channels, d, config.patch)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, d))
+        self.time_embed = TimeEmbed(d)
+        self.text_proj = nn.Linear(config.text_dim, d)
+        if config.pooled_text:
+            self.pooled_proj = nn.Linear(config.text_dim, d)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.layers = nn.ModuleList(Block(d, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.final_layer = FinalLayer(d, config.patch, config.channels)
+        initialise(self)
+
+    def predict(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """What the last layer says, before it is turned into a velocity: [B, C, H, W]."""
+        h = self.patch_embed(x) + self.pos_embed  # [B, N, D]
+        embedding = self.time_embed(t)  # [B, D]
+        if self.config.pooled_text:
+            embedding = embedding + self.pooled_proj(masked_mean(states, mask))  # [B, D]
+        shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
+        context = self.text_proj(states)  # [B, L, D]
+        visible = mask[:, None, None, :]  # [B, 1, 1, L]
+        for layer in self.layers:
+            h = layer(h, shared, context, visible)  # [B, N, D]
+        h = self.final_layer(h, embedding)  # [B, N, p*p*C]
+        return unpatchify(h, self.config.channels, x.shape[2], x.shape[3], self.config.patch)  # [B, C, H, W]
+
+    def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        out = self.predict(x, t, states, mask)  # [B, C, H, W]
+        if self.config.output == "velocity":
+            return out  # [B, C, H, W]
+        return (x - out) / t.clamp(min=SMALLEST_T)[:, None, None, None]  # [B, C, H, W]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# initial weights, the one place
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def initialise(model: nn.Module) -> None:
+    """Initial weights from torch's global generator; call under `seeded` to make them a function of a seed.
+
+    Xavier-uniform for every linear map; zero for the last layer, so an untrained network says zero, and for the output
+    of cross-attention, so captions enter gently; gates start small through the shared modulation and the tables.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("scale_shift_table"):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif name in ("pos_embed", "cls_token"):
+            nn.init.normal_(parameter, std=0.02)
+        elif name.startswith(("time_embed", "t_block", "pooled_proj")):
+            nn.init.normal_(parameter, std=0.02)
+        elif name.startswith("final_layer") or ".cross_attn.out_proj" in name:
+            nn.init.zeros_(parameter)
+        elif name.endswith("in_proj_weight"):
+            for third in parameter.detach().chunk(3):
+                nn.init.xavier_uniform_(third)
+        else:
+            nn.init.xavier_uniform_(parameter.detach().flatten(1))
+
+
+def seeded(build: type[nn.Module], config: object, seed: int) -> nn.Module:
+    """`build(config)` with initial weights that depend on `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trained numbers."""
+    return sum(parameter.numel() for parameter in model.parameters())

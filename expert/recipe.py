@@ -1,0 +1,263 @@
+"""The recipe of an expert as frozen records.
+
+A recipe travels inside the plan as plain JSON, so `from_dict` is strict: an unknown field, a missing field or a
+value of the wrong type is an error that names the field. Two peers with the same recipe digest train the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar, get_type_hints
+
+from paris_swarm.dht_schemas.digest import blake3_hex
+
+_Record = TypeVar("_Record", "ModelConfig", "TrainConfig")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one expert network. Lengths in pixels (or latent cells), widths in numbers.
+
+    `output` says what the network itself predicts: "velocity" (v = eps - x_0) or "data" (x_0, turned into a velocity
+    outside the network: "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720). Callers of the
+    model always get a velocity.
+    """
+
+    channels: int = 3
+    resolution: int = 32
+    patch: int = 4
+    hidden: int = 192
+    depth: int = 4
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    text_dim: int = 384
+    text_tokens: int = 32
+    pooled_text: bool = True
+    output: str = "velocity"
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.resolution % self.patch:
+            raise ValueError(f"model.patch {self.patch} does not divide model.resolution {self.resolution}")
+        if self.hidden % self.heads:
+            raise ValueError(f"model.heads {self.heads} does not divide model.hidden {self.hidden}")
+        if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.hidden >= 1):
+            raise ValueError(f"model.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
+        if self.output not in ("velocity", "data"):
+            raise ValueError(f'model.output must be "velocity" or "data", got {self.output!r}')
+
+    @property
+    def tokens(self) -> int:
+        """Number of image tokens, (resolution / patch) squared."""
+        return (self.resolution // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one expert is trained. Rates are per step; `steps` is where the schedule ends.
+
+    t_sampling: "uniform", or "logit-normal" (mean `t_mean`, standard deviation `t_std` of logit t; SD3, arXiv
+    2403.03206). Positive means lean towards noise. `t_uniform` is the share drawn uniformly all the same, so no t is
+    left out. `loss`: squared error of the "velocity" or of the "data" prediction.
+    schedule: "constant"; "linear" (to zero over all steps); "wsd" (warm up, hold, then to zero over the last
+    `decay_share` of the steps).
+    """
+
+    steps: int = 1000
+    batch: int = 32
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    matrix_lr: float = 0.02
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    momentum: float = 0.95
+    muon_steps: int = 5
+    grad_clip: float = 1.0
+    warmup_steps: int = 50
+    schedule: str = "wsd"
+    decay_share: float = 0.4
+    ema: float = 0.995
+    condition_dropout: float = 0.1
+    t_sampling: str = "logit-normal"
+    t_mean: float = 0.0
+    t_std: float = 1.0
+    t_uniform: float = 0.1
+    loss: str = "velocity"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "muon_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        choices = {
+            "optimizer": ("adamw", "muon"),
+            "schedule": ("constant", "linear", "wsd"),
+            "t_sampling": ("uniform", "logit-normal"),
+            "loss": ("velocity", "data"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("lr", "matrix_lr", "weight_decay", "grad_clip", "t_std"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"train.{name} must be finite and not negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "momentum", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("condition_dropout", "t_uniform", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not math.isfinite(self.t_mean):
+            raise ValueError(f"train.t_mean must be finite, got {self.t_mean}")
+        if self.warmup_steps < 0 or self.seed < 0:
+            raise ValueError("train.warmup_steps and train.seed must not be negative")
+
+    def rate(self, step: int) -> float:
+        """The multiplier of every learning rate at `step` (0 for the first step), between 0 and 1."""
+        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = max(0.0, (self.steps - step) / self.steps)
+        if self.schedule == "constant":
+            return warm
+        if self.schedule == "linear" or self.decay_share == 0:
+            return warm * (left if self.schedule == "linear" else 1.0)
+        return warm * min(1.0, left / self.decay_share)
+
+    def ema_decay(self, updates: int) -> float:
+        """EMA decay after `updates` earlier updates: warmed up, for over short runs 0.9999 keeps initial weights."""
+        return min(self.ema, (1 + updates) / (10 + updates))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what an expert becomes, apart from its rows."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every field written out."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
+        """The recipe written by `to_dict`.
+
+        Raises:
+            ValueError: an unknown or missing field, or a value of the wrong type; the message names the field.
+        """
+        _check_names("recipe", value, {"model", "train"})
+        return cls(
+            model=read_record(ModelConfig, value["model"], "model"),
+            train=read_record(TrainConfig, value["train"], "train"),
+        )
+
+    def digest(self) -> str:
+        """BLAKE3 of the recipe's canonical JSON, 64 hex digits."""
+        return recipe_digest(self.to_dict())
+
+    def with_data(self, *, channels: int, resolution: int, text_dim: int, text_tokens: int) -> Recipe:
+        """This recipe fitted to a prepared data set; patch, width and depth stay."""
+        model = replace(
+            self.model, channels=channels, resolution=resolution, text_dim=text_dim, text_tokens=text_tokens
+        )
+        return replace(self, model=model)
+
+    def with_train(self, **changes: Any) -> Recipe:
+        """This recipe with fields of `train` replaced."""
+        return replace(self, train=replace(self.train, **changes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# strict reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def recipe_digest(value: Mapping[str, Any]) -> str:
+    """BLAKE3 of `value` as canonical JSON (sorted keys, compact, no NaN), 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return blake3_hex(text.encode())
+
+
+def read_record(kind: type[_Record], value: Any, where: str) -> _Record:
+    """A frozen record of type `kind` from plain JSON; `where` prefixes the field names in errors.
+
+    Raises:
+        ValueError: an unknown or missing field, or a value of the wrong type.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be an object, got {type(value).__name__}")
+    hints = get_type_hints(kind)
+    _check_names(where, value, {item.name for item in fields(kind)})
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        item = value[name]
+        if hint is float and isinstance(item, int) and not isinstance(item, bool):
+            item = float(item)
+        if type(item) is not hint:
+            raise ValueError(f"{where}.{name} must be {hint.__name__}, got {type(item).__name__}")
+        values[name] = item
+    return kind(**values)
+
+
+def _check_names(where: str, value: Mapping[str, Any], expected: set[str]) -> None:
+    unknown = sorted(set(value) - expected)
+    missing = sorted(expected - set(value))
+    if unknown:
+        raise ValueError(f"{where} has fields this version does not know: {', '.join(unknown)}")
+    if missing:
+        raise ValueError(f"{where} lacks: {', '.join(missing)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# named sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+SIZES: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(resolution=24, patch=4, hidden=192, depth=4, heads=3),
+    "S/2": ModelConfig(4, 32, 2, 384, 12, 6, 4.0, 768, 77, pooled_text=False),
+    "B/2": ModelConfig(4, 32, 2, 768, 12, 12, 4.0, 768, 77, pooled_text=False),
+    "XL/2": ModelConfig(4, 32, 2, 1152, 28, 16, 4.0, 768, 77, pooled_text=False),
+}
+"""S/2, B/2 and XL/2 are DiT's sizes on 32 x 32 x 4 latents (arXiv 2212.09748); XL/2 is Paris' expert."""
+
+DEMO = Recipe(
+    model=SIZES["tiny"],
+    train=TrainConfig(steps=600, batch=32, optimizer="muon", lr=2e-3, matrix_lr=0.02),
+)
+"""What `make demo` trains: measured in docs/results/recipe-2026-11.md."""
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe called `name`: "tiny" is the demo's, the others pair a size with DDM's published training values.
+
+    Raises:
+        ValueError: no such name; the message lists the names.
+    """
+    if name == "tiny":
+        return DEMO
+    if name not in SIZES:
+        raise ValueError(f"no recipe is called {name!r}; there are: {', '.join(SIZES)}")
+    published = TrainConfig(
+        steps=400_000,
+        batch=32,
+        optimizer="adamw",
+        lr=1e-4,
+        beta2=0.999,
+        warmup_steps=0,
+        schedule="constant",
+        ema=0.9999,
+        t_sampling="uniform",
+        t_uniform=0.0,
+    )
+    return Recipe(model=SIZES[name], train=published)

@@ -1,0 +1,243 @@
+"""A peer's home folder: identity, lock, peer cache, content store and one folder for each swarm.
+
+    HOME/identity.key         libp2p private key (Ed25519), 0600; it is the peer
+    HOME/lock                 held (flock) by the one process that speaks as this peer
+    HOME/peers.json           multiaddrs of peers seen, newest first: a way back in when the invite's peers are gone
+    HOME/store/               content store, shared by all swarms of this home
+    HOME/last_swarm           invite of the swarm last joined
+    HOME/swarms/<plan id>/    plan/, ledger.json, held/, work/<slot>/, traffic.json, events.jsonl
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
+from paris_swarm.dht_schemas.identity import Identity
+
+PEER_CACHE = 64
+
+
+class HomeError(Exception):
+    """Something about the home folder that its owner can mend; the message says what, where and how."""
+
+
+class HomeBusy(HomeError):
+    """Another process already speaks as this peer: two on one key would look like equivocation."""
+
+
+class Home:
+    """Paths and files of one home.
+
+    Args:
+        path: created (0700) when missing.
+
+    Raises:
+        HomeError: the path is a file, or cannot be created or written (no space, no permission).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise HomeError(f"{path} is not a folder: choose another with --home") from error
+        except OSError as error:
+            raise HomeError(
+                f"cannot create the home folder {path} ({error.strerror}): choose another with --home"
+            ) from error
+
+    @property
+    def identity_path(self) -> Path:
+        return self.path / "identity.key"
+
+    @property
+    def store_path(self) -> Path:
+        return self.path / "store"
+
+    def swarm(self, plan_id: str) -> SwarmHome:
+        return SwarmHome(self.path / "swarms" / plan_id, plan_id)
+
+    def identity(self, *, create: bool = True) -> Identity:
+        """The peer's key; made on first use, written 0600 before it is used.
+
+        Raises:
+            HomeError: unreadable, not an Ed25519 key, open to others, or missing with ``create=False``.
+        """
+        path = self.identity_path
+        if path.exists():
+            mode = path.stat().st_mode & 0o777
+            if mode & 0o077:
+                raise HomeError(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
+            try:
+                return Identity.from_protobuf(path.read_bytes())
+            except PermissionError as error:
+                raise HomeError(f"{path} cannot be read ({error.strerror}): check who owns it") from error
+            except ValueError as error:
+                raise HomeError(
+                    f"{path} is not an Ed25519 identity ({error}): restore it with `paris-swarm identity import`, "
+                    "or move it away to start as a new peer"
+                ) from error
+        if not create:
+            raise HomeError(f"no identity in {self.path}: it is made by `join`, or by `paris-swarm identity show`")
+        identity = Identity.generate()
+        self.write_identity(identity)
+        return identity
+
+    def write_identity(self, identity: Identity) -> None:
+        """Store ``identity`` (0600, fsynced). Refuses to overwrite another key.
+
+        Raises:
+            HomeError: a different identity is already there.
+        """
+        if self.identity_path.exists():
+            if self.identity().peer_id == identity.peer_id:
+                return
+            raise HomeError(
+                f"{self.identity_path} already holds {self.identity().peer_id}: move it away first, "
+                "an identity is never overwritten"
+            )
+        atomic_write(self.identity_path, identity.to_protobuf(), mode=0o600)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the home for as long as this process speaks as its peer (released by the kernel, however it dies).
+
+        Raises:
+            HomeBusy: another live process holds it.
+        """
+        path = self.path / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                raise HomeBusy(
+                    f"{self.path} is in use by process {holder}: stop that one, or give this one its own --home"
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # ---- peers seen before ------------------------------------------------
+
+    def known_peers(self) -> list[str]:
+        """Multiaddrs seen in earlier runs, newest first; empty when there is no readable cache."""
+        cached = _read_json(self.path / "peers.json")
+        return [item for item in cached if isinstance(item, str)] if isinstance(cached, list) else []
+
+    def remember_peers(self, multiaddrs: Iterable[str]) -> None:
+        merged = list(dict.fromkeys([*multiaddrs, *self.known_peers()]))[:PEER_CACHE]
+        if merged != self.known_peers():
+            atomic_write_json(self.path / "peers.json", merged)
+
+    def last_invite(self) -> str | None:
+        path = self.path / "last_swarm"
+        return path.read_text("utf-8").strip() or None if path.exists() else None
+
+    def remember_invite(self, invite: str) -> None:
+        if self.last_invite() != invite:
+            atomic_write(self.path / "last_swarm", invite.encode() + b"\n")
+
+
+class SwarmHome:
+    """The part of a home that belongs to one swarm."""
+
+    def __init__(self, path: Path, plan_id: str) -> None:
+        self.path = path
+        self.plan_id = plan_id
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.ledger = Ledger(path / "ledger.json")
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan"
+
+    def work(self, slot: str) -> Path:
+        folder = self.path / "work" / slot
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def held(self) -> dict[str, bytes]:
+        """Author envelopes of the checkpoints this home serves, by slot."""
+        return {path.stem: path.read_bytes() for path in sorted((self.path / "held").glob("*.json"))}
+
+    def hold(self, slot: str, envelope: bytes) -> None:
+        atomic_write(self.path / "held" / f"{slot}.json", envelope)
+
+    def write_traffic(self, traffic: dict[str, Any]) -> None:
+        atomic_write_json(self.path / "traffic.json", traffic)
+
+    def log_event(self, event: dict[str, Any]) -> None:
+        """Append one JSON line to events.jsonl (for people and tests; never read back for decisions)."""
+        with open(self.path / "events.jsonl", "ab") as log:
+            log.write(json.dumps(event, sort_keys=True).encode() + b"\n")
+
+
+class Ledger:
+    """What this key has signed: last sequence and the very bytes, per (kind, slot), and the highest seen from others.
+
+    A signed statement is written here and fsynced *before* its first send, so that an honest crash can only ever
+    repeat the same bytes: two payloads under one sequence would be a proof of equivocation (SPEC.md).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        stored = _read_json(path)
+        self._signed: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, list[Any]] = {}
+        if isinstance(stored, dict):
+            self._signed = dict(stored.get("signed", {}))
+            self._seen = dict(stored.get("seen", {}))
+
+    def next_sequence(self, kind: str, slot: str, *, now: float, seen: int = 0) -> int:
+        """max(last signed + 1, highest own sequence seen in the DHT + 1, Unix milliseconds)."""
+        last = int(self._signed.get(f"{kind}/{slot}", {}).get("seq", 0))
+        return max(last + 1, seen + 1, int(now * 1000))
+
+    def record(self, kind: str, slot: str, seq: int, envelope: bytes) -> None:
+        """Write a signed statement down, fsynced, before it is sent."""
+        self._signed[f"{kind}/{slot}"] = {"seq": seq, "envelope": envelope.decode("utf-8")}
+        self._write()
+
+    def last(self, kind: str, slot: str) -> bytes | None:
+        """The bytes last signed for (kind, slot): after a crash these are sent again, unchanged."""
+        entry = self._signed.get(f"{kind}/{slot}")
+        return str(entry["envelope"]).encode() if entry else None
+
+    def highest(self) -> dict[tuple[str, str, str], tuple[int, str]]:
+        """Highest (sequence, payload digest) seen for each (signer, kind, slot)."""
+        found: dict[tuple[str, str, str], tuple[int, str]] = {}
+        for key, (seq, digest) in self._seen.items():
+            signer, kind, slot = key.split("/", 2)
+            found[(signer, kind, slot)] = (int(seq), str(digest))
+        return found
+
+    def remember(self, highest: dict[tuple[str, str, str], tuple[int, str]]) -> None:
+        seen = {"/".join(key): list(value) for key, value in highest.items()}
+        if seen != self._seen:
+            self._seen = seen
+            self._write()
+
+    def _write(self) -> None:
+        atomic_write_json(self._path, {"signed": self._signed, "seen": self._seen})
+
+
+def _read_json(path: Path) -> Any:
+    """The file's JSON, or None when there is none; a torn or foreign file is moved aside, never deleted."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        quarantine(path)
+        return None
