@@ -1,0 +1,139 @@
+"""Records of the swarm, and the rules that decide which of them count.
+
+Bytes and a fixed time in; accepted or refused: no network, no clock, no torch.
+
+errors      the tree of refusals, each with the number of its rule in SPEC.md
+canonical   JSON as the protocol speaks it: one way to write, a strict way to read
+digest      BLAKE3 of bytes, files and chunks
+files       atomic writes and quarantine (with ``digest`` and ``manifest`` the only I/O of this room)
+identity    the one Ed25519 key of a peer, and peer ids
+envelope    DSSE: the signature around every record
+fields      field types and the base model that records share
+records     claim, announcement, holding: what travels over the DHT
+manifest    the files of a checkpoint, bound by one root
+plan        what a swarm trains, signed by its organiser
+admission   tokens for plans that admit invited peers only
+invite      the one string a person pastes
+dht_rules   DHT keys, and what a node may store under them
+header      a safetensors header against the plan's table
+trusted     the verification workflow: feed bytes, get verified records
+"""
+
+from .admission import check_token, seal_token
+from .canonical import canonical_json, parse_json
+from .dht_rules import check_store, checkpoint_key, claim_key, dht_id
+from .digest import CHUNK, blake3_hex, chunk_count, chunk_digests, digest_file
+from .envelope import Sealed, payload_type, seal, unseal
+from .errors import (
+    BadHeader,
+    BadManifest,
+    BadSignature,
+    CheckpointTooLarge,
+    DigestMismatch,
+    Equivocation,
+    InviteError,
+    LeaseExpired,
+    LeaseMismatch,
+    LeaseTooLong,
+    MalformedRecord,
+    NotAdmitted,
+    NotFinite,
+    ProbeFailed,
+    RecordError,
+    RecordTooLarge,
+    Rollback,
+    WrongKey,
+    WrongKind,
+    WrongPlan,
+    WrongSigner,
+    WrongSlot,
+)
+from .fields import ROUTER
+from .files import atomic_write, atomic_write_json, quarantine
+from .header import check_safetensors_header, header_length
+from .identity import Identity, public_key_bytes, verify
+from .invite import Invite, peer_address, peer_id_in
+from .manifest import MAX_MANIFEST, FileEntry, Manifest, build_manifest, file_entry, open_manifest
+from .plan import MAX_PLAN, Bars, OpenedPlan, Plan, Policy, SlotSpec, TensorSpec, Verification, open_plan, seal_plan
+from .records import CLOCK_TOLERANCE_S, MAX_LEASE_S, MAX_RECORD, Announcement, Claim, Holding, Opened, Progress
+from .trusted import EquivocationProof, TrustedSwarm
+
+__all__ = [
+    "CHUNK",
+    "CLOCK_TOLERANCE_S",
+    "MAX_LEASE_S",
+    "MAX_MANIFEST",
+    "MAX_PLAN",
+    "MAX_RECORD",
+    "ROUTER",
+    "Announcement",
+    "BadHeader",
+    "BadManifest",
+    "BadSignature",
+    "Bars",
+    "CheckpointTooLarge",
+    "Claim",
+    "DigestMismatch",
+    "Equivocation",
+    "EquivocationProof",
+    "FileEntry",
+    "Holding",
+    "Identity",
+    "Invite",
+    "InviteError",
+    "LeaseExpired",
+    "LeaseMismatch",
+    "LeaseTooLong",
+    "MalformedRecord",
+    "Manifest",
+    "NotAdmitted",
+    "NotFinite",
+    "Opened",
+    "OpenedPlan",
+    "Plan",
+    "Policy",
+    "ProbeFailed",
+    "Progress",
+    "RecordError",
+    "RecordTooLarge",
+    "Rollback",
+    "Sealed",
+    "SlotSpec",
+    "TensorSpec",
+    "TrustedSwarm",
+    "Verification",
+    "WrongKey",
+    "WrongKind",
+    "WrongPlan",
+    "WrongSigner",
+    "WrongSlot",
+    "atomic_write",
+    "atomic_write_json",
+    "blake3_hex",
+    "build_manifest",
+    "canonical_json",
+    "check_safetensors_header",
+    "check_store",
+    "check_token",
+    "checkpoint_key",
+    "chunk_count",
+    "chunk_digests",
+    "claim_key",
+    "dht_id",
+    "digest_file",
+    "file_entry",
+    "header_length",
+    "open_manifest",
+    "open_plan",
+    "parse_json",
+    "payload_type",
+    "peer_address",
+    "peer_id_in",
+    "public_key_bytes",
+    "quarantine",
+    "seal",
+    "seal_plan",
+    "seal_token",
+    "unseal",
+    "verify",
+]

@@ -24,6 +24,9 @@ TIME_SCALE = 999.0
 SMALLEST_T = 0.05
 """Below this t a "data" output is divided by this instead of by t, which keeps velocities bounded near the data."""
 
+DATA_STD = 0.6
+"""Standard deviation of the data that a "residual" output assumes."""
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # embeddings
@@ -199,7 +202,13 @@ class Expert(nn.Module):
         out = self.predict(x, t, states, mask)  # [B, C, H, W]
         if self.config.output == "velocity":
             return out  # [B, C, H, W]
-        return (x - out) / t.clamp(min=SMALLEST_T)[:, None, None, None]  # [B, C, H, W]
+        t = t[:, None, None, None]  # [B, 1, 1, 1]
+        if self.config.output == "data":
+            return (x - out) / t.clamp(min=SMALLEST_T)  # [B, C, H, W]
+        variance = DATA_STD**2
+        total = (1 - t).square() * variance + t.square()  # [B, 1, 1, 1], the variance of x_t
+        keep = (t - (1 - t) * variance) / total  # [B, 1, 1, 1], the best linear guess of v from x_t alone
+        return keep * x - (DATA_STD * total.rsqrt()) * out  # [B, C, H, W]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

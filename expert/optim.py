@@ -92,7 +92,9 @@ class Optimiser:
     def _muon_step(self, rate: float) -> None:
         config = self.config
         names = list(self._matrices)
-        gradients = [g if (g := self._matrices[n].grad) is not None else torch.zeros_like(self._momentum[n]) for n in names]
+        gradients = [
+            g if (g := self._matrices[n].grad) is not None else torch.zeros_like(self._momentum[n]) for n in names
+        ]
         buffers = [self._momentum[n] for n in names]
         torch._foreach_lerp_(buffers, gradients, 1 - config.momentum)
         updates = dict(zip(names, torch._foreach_lerp(gradients, buffers, config.momentum), strict=True))

@@ -26,9 +26,10 @@ _Record = TypeVar("_Record", "ModelConfig", "TrainConfig")
 class ModelConfig:
     """The shape of one expert network. Lengths in pixels (or latent cells), widths in numbers.
 
-    `output` says what the network itself predicts: "velocity" (v = eps - x_0) or "data" (x_0, turned into a velocity
-    outside the network: "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720). Callers of the
-    model always get a velocity.
+    `output` says what the last layer itself predicts: "velocity" (v = eps - x_0); "data" (x_0, as in "Back to Basics:
+    Let Denoising Generative Models Denoise", arXiv 2511.13720); or "residual" (what the best linear guess from x_t
+    leaves over, at unit scale: the preconditioning of EDM, arXiv 2206.00364, on this path). Callers of the model get
+    a velocity in every case.
     """
 
     channels: int = 3
@@ -53,8 +54,8 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} does not divide model.hidden {self.hidden}")
         if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.hidden >= 1):
             raise ValueError(f"model.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
-        if self.output not in ("velocity", "data"):
-            raise ValueError(f'model.output must be "velocity" or "data", got {self.output!r}')
+        if self.output not in ("velocity", "data", "residual"):
+            raise ValueError(f'model.output must be "velocity", "data" or "residual", got {self.output!r}')
 
     @property
     def tokens(self) -> int:

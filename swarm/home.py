@@ -61,8 +61,8 @@ class Home:
     def store_path(self) -> Path:
         return self.path / "store"
 
-    def swarm(self, plan_id: str) -> SwarmHome:
-        return SwarmHome(self.path / "swarms" / plan_id, plan_id)
+    def swarm(self, plan_id: str, *, ledger: str = "ledger.json") -> SwarmHome:
+        return SwarmHome(self.path / "swarms" / plan_id, plan_id, ledger)
 
     def identity(self, *, create: bool = True) -> Identity:
         """The peer's key; made on first use, written 0600 before it is used.
@@ -118,15 +118,21 @@ class Home:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise HomeBusy(
-                    f"{self.path} is in use by process {holder}: stop that one, or give this one its own --home"
+                    f"{self.path} is in use by process {self.holder() or 'unknown'}: stop that one, or give this one its own --home"
                 ) from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
+
+    def holder(self) -> int | None:
+        """Process id written by the last holder of the lock; meaningful while the lock is held."""
+        try:
+            return int((self.path / "lock").read_text("ascii"))
+        except (OSError, ValueError):
+            return None
 
     # ---- peers seen before ------------------------------------------------
 
@@ -152,11 +158,11 @@ class Home:
 class SwarmHome:
     """The part of a home that belongs to one swarm."""
 
-    def __init__(self, path: Path, plan_id: str) -> None:
+    def __init__(self, path: Path, plan_id: str, ledger: str) -> None:
         self.path = path
         self.plan_id = plan_id
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.ledger = Ledger(path / "ledger.json")
+        self.ledger = Ledger(path / ledger)
 
     @property
     def plan_path(self) -> Path:
@@ -213,6 +219,12 @@ class Ledger:
         """The bytes last signed for (kind, slot): after a crash these are sent again, unchanged."""
         entry = self._signed.get(f"{kind}/{slot}")
         return str(entry["envelope"]).encode() if entry else None
+
+    def signed(self, kind: str) -> list[bytes]:
+        """The envelopes last signed of a kind, one a slot."""
+        return [
+            str(entry["envelope"]).encode() for key, entry in self._signed.items() if key.split("/", 1)[0] == kind
+        ]
 
     def highest(self) -> dict[tuple[str, str, str], tuple[int, str]]:
         """Highest (sequence, payload digest) seen for each (signer, kind, slot)."""

@@ -51,11 +51,20 @@ class SwarmNode:
         home: the home folder this node acts for (already locked by the caller where it must be).
         identity: signs what this node says; equals the transport's peer id except for observers.
         transport: started (streams work), not yet part of the DHT.
+        observer: reads only: announces nothing, serves nothing, and keeps its own ledger, since it may run beside the
+            process that speaks as this home's peer.
         clock: Unix seconds.
     """
 
     def __init__(
-        self, home: Home, identity: Identity, transport: Transport, opened: OpenedPlan, *, clock: Clock = time.time
+        self,
+        home: Home,
+        identity: Identity,
+        transport: Transport,
+        opened: OpenedPlan,
+        *,
+        observer: bool = False,
+        clock: Clock = time.time,
     ) -> None:
         self.home = home
         self.identity = identity
@@ -63,7 +72,8 @@ class SwarmNode:
         self.plan = opened.plan
         self.plan_id = opened.plan_id
         self.clock = clock
-        self.files = home.swarm(opened.plan_id)
+        self.observer = observer
+        self.files = home.swarm(opened.plan_id, ledger="observer.json" if observer else "ledger.json")
         self.store = ContentStore(home.store_path)
         self.counters = Counters()
         self.trusted = TrustedSwarm(opened, highest=self.files.ledger.highest())
@@ -77,9 +87,11 @@ class SwarmNode:
 
     async def join(self) -> None:
         """Serve files, join the DHT with this plan's validator, and keep what this node holds announced."""
-        self.transport.serve(serve_files(self.store, self.counters))
+        if not self.observer:
+            self.transport.serve(serve_files(self.store, self.counters))
         await self.transport.join_dht(self._check)
-        self._spawn(self._keep_alive())
+        if not self.observer:
+            self._spawn(self._keep_alive())
 
     def _check(self, dht_id: bytes, subkey: str | None, value: object, expiration: float) -> None:
         check_store(
@@ -95,7 +107,8 @@ class SwarmNode:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.write_traffic()
+        if not self.observer:
+            self.write_traffic()
         await self.transport.close()
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -343,6 +356,6 @@ async def fetch_plan(
     data = await fetch_blob(transport, peers, plan_id, max_bytes=MAX_PLAN, counters=counters)
     opened = open_plan(data, plan_id=plan_id)
     store.put_blob(data)
-    await fetch_files(transport, store, peers, plan_id, list(opened.plan.files), counters=counters)
+    await fetch_files(transport, store, peers, plan_id, list(opened.plan.files), kind="plan", counters=counters)
     store.link_into(plan_id, data, "plan.json", swarm.plan_path)
     return opened

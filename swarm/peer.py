@@ -75,7 +75,7 @@ class Trainer(Protocol):
 
 
 class StartTrainer(Protocol):
-    async def __call__(self, slot: str, work: Path, resume: Path | None) -> Trainer: ...
+    async def __call__(self, slot: str, work: Path, resume: Path | None, parent: str | None) -> Trainer: ...
 
 
 Purpose = Literal["resume", "assemble"]
@@ -262,7 +262,7 @@ class Peer:
         claimed_at = node.clock()
         resume, parent = await self._starting_point(lane, slot)
         work = node.files.work(slot)
-        trainer = await self._start_trainer(slot, work, resume)
+        trainer = await self._start_trainer(slot, work, resume, parent)
         node.files.log_event(
             {"event": "train", "slot": slot, "resume": str(resume) if resume else None, "parent": parent}
         )

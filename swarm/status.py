@@ -108,3 +108,21 @@ def swarm_status(node: SwarmNode) -> SwarmStatus:
         for peer, held in sorted(active.items())
     )
     return SwarmStatus(node.plan_id, node.plan.name, round(now, 3), peers, tuple(slots))
+
+
+def status_from_dict(report: dict[str, Any]) -> SwarmStatus:
+    """The records behind one line of `status --json` (the inverse of ``as_dict``)."""
+    return SwarmStatus(
+        plan=report["plan"],
+        name=report["name"],
+        time=report["time"],
+        peers=tuple(PeerStatus(item["peer"], tuple(item["slots"]), item["last_seen_s"]) for item in report["peers"]),
+        slots=tuple(
+            SlotStatus(
+                item["slot"],
+                tuple(ClaimStatus(**claim) for claim in item["claims"]),
+                CheckpointStatus(**item["checkpoint"]) if item["checkpoint"] else None,
+            )
+            for item in report["slots"]
+        ),
+    )

@@ -1,0 +1,1 @@
+"""One verb a file; each composes the rooms and says what happened."""

@@ -1,0 +1,98 @@
+"""`paris-swarm`: one verb a file in `verbs/`; this file only gathers them and turns errors into exit codes.
+
+Nothing heavy is imported here: `paris-swarm --help` answers in half a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from paris_swarm.cli import exits
+from paris_swarm.cli.settings import HomeOption, JsonOption
+from paris_swarm.cli.verbs import (
+    assemble,
+    bootstrap,
+    demo,
+    identity,
+    init,
+    join,
+    leave,
+    prepare,
+    sample,
+    status,
+    verify,
+)
+
+app = typer.Typer(
+    name="paris-swarm",
+    help="Train diffusion experts peer to peer: claim a cluster, train in isolation, assemble and draw only what verifies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 2 usage, 3 swarm not reachable, 4 verification failed, 5 swarm incomplete, "
+    "6 no space or no permission on disk, 130 interrupted.",
+)
+
+
+@app.callback()
+def shared(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Options here are also accepted after the verb."""
+    context.obj = {"home": home, "json": as_json}
+
+
+app.command("prepare")(prepare.prepare)
+app.command("init")(init.init)
+app.command("bootstrap")(bootstrap.bootstrap)
+app.command("join", cls=join.JoinCommand)(join.join)
+app.command("status")(status.status)
+app.command("assemble")(assemble.assemble)
+app.command("verify")(verify.verify)
+app.command("sample")(sample.sample)
+app.add_typer(identity.app, name="identity")
+app.command("leave")(leave.leave)
+app.command("demo")(demo.demo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run one verb, exit with its documented code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # encoders come from packages or folders, never from a hub at run time
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one verb and return its exit code; errors a person can meet become one line on standard error."""
+    try:
+        result: Any = app(args=arguments, prog_name="paris-swarm", standalone_mode=False)
+    except BaseException as error:
+        return _explain(error)
+    return result if isinstance(result, int) else exits.OK
+
+
+def _explain(error: BaseException) -> int:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else exits.OK if error.code is None else exits.BUG
+    if "Exit" in names:  # typer.Exit
+        return int(getattr(error, "exit_code", exits.OK))
+    if "Abort" in names:  # Ctrl-C inside typer
+        sys.stderr.write("Interrupted.\n")
+        return exits.INTERRUPTED
+    if "ClickException" in names:
+        error.show()  # type: ignore[attr-defined]
+        return exits.USAGE
+    if isinstance(error, BaseExceptionGroup):
+        return _explain(error.exceptions[0])
+    code = exits.exit_code(error)
+    if code is None:
+        raise error
+    message = "Interrupted." if code == exits.INTERRUPTED else f"Error: {error}"
+    sys.stderr.write(message + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    main()

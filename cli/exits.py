@@ -1,0 +1,52 @@
+"""Exit codes (docs/exit-codes.md) and the errors that lead to them."""
+
+from __future__ import annotations
+
+import errno
+
+OK = 0
+BUG = 1
+USAGE = 2
+UNREACHABLE = 3
+UNVERIFIED = 4
+INCOMPLETE = 5
+DISK = 6
+INTERRUPTED = 130
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+class Incomplete(Exception):
+    """The swarm lacks something that was asked for: the message names the missing slots."""
+
+
+class Usage(Exception):
+    """The command line asks for something impossible: the message says what to type instead."""
+
+
+class Unverified(Exception):
+    """Something did not verify; the message names it."""
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The documented code for an error a person can meet; None for a bug of ours.
+
+    The error classes of the other rooms are looked up by name along the class tree, so that this stays importable
+    without torch or hivemind (`--help` must be fast).
+    """
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, Incomplete):
+        return INCOMPLETE
+    if isinstance(error, Unverified) or names & {"RecordError", "FolderError"}:
+        return UNVERIFIED
+    if "TransportError" in names:
+        return UNREACHABLE
+    if "HomeError" in names:
+        return DISK if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_ERRORS else USAGE
+    if isinstance(error, OSError):
+        return DISK if error.errno in _DISK_ERRORS else USAGE if error.errno == errno.ENOENT else None
+    if isinstance(error, Usage | ValueError):
+        return USAGE
+    return None

@@ -1,0 +1,87 @@
+"""A plan folder on disk: plan.json (the signed envelope) and the files it names by digest.
+
+    plan.json                the DSSE envelope; its BLAKE3 is the plan id
+    centroids.safetensors    "centroids" F32 [K, F], L2-normalised feature space
+    probe.safetensors        the open half of the probe set, and the empty prompt's encoding (expert.verify)
+    held_out.safetensors     "digests" U8 [n, 16]: rows nobody may train on (both halves of the probe set)
+    cluster-<k>.png          example pictures of each cluster
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paris_swarm.cli.exits import Unverified
+from paris_swarm.dht_schemas.digest import chunk_digests
+from paris_swarm.dht_schemas.manifest import FileEntry
+from paris_swarm.dht_schemas.plan import OpenedPlan, open_plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PLAN_FILE = "plan.json"
+CENTROIDS_FILE = "centroids.safetensors"
+PROBE_FILE = "probe.safetensors"
+HELD_OUT_FILE = "held_out.safetensors"
+
+
+@dataclass(frozen=True)
+class PlanFolder:
+    """A plan folder whose every file has been checked against the signed plan."""
+
+    path: Path
+    opened: OpenedPlan
+
+    @property
+    def plan_id(self) -> str:
+        return self.opened.plan_id
+
+    def centroids(self) -> NDArray[np.float32]:
+        """float32 [K, F]."""
+        return self._tensor(CENTROIDS_FILE, "centroids")
+
+    def held_out(self) -> list[bytes]:
+        """16-byte digests of the rows nobody may train on."""
+        return [bytes(row.tobytes()) for row in self._tensor(HELD_OUT_FILE, "digests")]
+
+    @property
+    def probe_path(self) -> Path:
+        return self.path / PROBE_FILE
+
+    def _tensor(self, name: str, key: str) -> Any:
+        from safetensors.numpy import load_file
+
+        return load_file(self.path / name)[key]
+
+
+def open_plan_folder(path: Path, *, plan_id: str | None = None) -> PlanFolder:
+    """Open and check a plan folder (a path to its plan.json does too).
+
+    Raises:
+        ValueError: there is no plan.
+        RecordError: the plan is not signed by its organiser, or not the one asked for.
+        Unverified: a file is missing or changed; it is named.
+    """
+    folder = path.parent if path.name == PLAN_FILE else path
+    plan_file = folder / PLAN_FILE
+    if not plan_file.is_file():
+        raise ValueError(f"{path} is not a plan: there is no {PLAN_FILE} in it (`paris-swarm init` writes one)")
+    opened = open_plan(plan_file.read_bytes(), plan_id=plan_id)
+    for entry in opened.plan.files:
+        check_file(folder / entry.name, entry)
+    return PlanFolder(folder, opened)
+
+
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Compare one file with its signed entry.
+
+    Raises:
+        Unverified: missing, of another length, or with other bytes.
+    """
+    if not path.is_file() or path.is_symlink():
+        raise Unverified(f"{path} is missing: fetch the plan again (join), or copy the whole plan folder")
+    if path.stat().st_size != entry.length or chunk_digests(path) != tuple(entry.chunks):
+        raise Unverified(f"{path} is not the file the plan names: its bytes were changed after signing")

@@ -1,0 +1,262 @@
+"""From prepared data to a signed plan folder: partition, held-out rows, recipes, bars, signature (`init`)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paris_swarm.cli import plan_folder as files
+from paris_swarm.cli.tasks import data_facts
+from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.dht_schemas.files import atomic_write
+from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.dht_schemas.manifest import file_entry
+from paris_swarm.dht_schemas.plan import Bars, Plan, Policy, SlotSpec, TensorSpec, Verification, seal_plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from paris_swarm.expert.data.shards import PreparedData
+    from paris_swarm.expert.task import Task
+    from paris_swarm.router.partition import ClusterReport
+
+PROBE_ROWS = 32
+PROBE_SHARE = 8
+"""Each half of the probe set takes at most PROBE_ROWS rows of a cluster, and at most one row in PROBE_SHARE."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the organiser decides. ``steps`` and ``router_steps`` None keep the named recipe's."""
+
+    name: str
+    clusters: int
+    seed: int
+    recipe: str
+    router_recipe: str
+    steps: int | None
+    router_steps: int | None
+    batch: int | None
+    lease_s: float
+    checkpoint_every_s: float
+    grace_s: float
+    replicas: int
+    created: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan was written to ``folder``; the sealed half of the probe set lies at ``sealed``."""
+
+    folder: Path
+    plan_id: str
+    partition: ClusterReport
+    bars: dict[str, Bars]
+    sealed: Path
+
+
+def write_plan(
+    data: PreparedData,
+    folder: Path,
+    identity: Identity,
+    options: PlanOptions,
+    *,
+    sealed_folder: Callable[[str], Path],
+    say: Callable[[str], None] = lambda _text: None,
+) -> PlanReport:
+    """Partition the data and write the signed plan folder, whole or not at all.
+
+    Args:
+        sealed_folder: plan id -> where the organiser keeps the sealed half of the probe set.
+        say: told what is being done.
+
+    Raises:
+        ValueError: the folder is not empty, or the data cannot make this many clusters.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: choose another with -o (a plan is never overwritten)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        report = _write(data, draft, folder, identity, options, sealed_folder, say)
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+        folder.chmod(0o755)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return report
+
+
+def _write(
+    data: PreparedData,
+    draft: Path,
+    folder: Path,
+    identity: Identity,
+    options: PlanOptions,
+    sealed_folder: Callable[[str], Path],
+    say: Callable[[str], None],
+) -> PlanReport:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from paris_swarm.expert.verify import probe_set_bytes
+    from paris_swarm.router.partition import cluster_report, two_stage, write_grids
+
+    say("clustering the features")
+    partition = two_stage(data.features(), options.clusters, seed=options.seed)
+    report = cluster_report(data.features(), partition, seed=options.seed)
+    grids = write_grids(draft, data, partition)
+
+    say("choosing the probe set")
+    open_rows, sealed_rows = choose_probe_rows(data, partition.labels, options.clusters, options.seed)
+    null_states, null_length = np.asarray(data.null_states), int(data.manifest["null_length"])
+
+    def probe_bytes(chosen: dict[str, NDArray[np.int64]]) -> bytes:
+        parts = {slot: (data.pixels(rows), *data.states(rows)) for slot, rows in chosen.items()}
+        return probe_set_bytes(parts, null_states, null_length)
+
+    held = np.concatenate([*open_rows.values(), *sealed_rows.values()])
+    digests = np.unique(np.asarray(data.digests)[held], axis=0)
+    save_file({"centroids": partition.centroids}, draft / files.CENTROIDS_FILE)
+    save_file({"digests": np.ascontiguousarray(digests)}, draft / files.HELD_OUT_FILE)
+    atomic_write(draft / files.PROBE_FILE, probe_bytes(open_rows))
+    sealed_bytes = probe_bytes(sealed_rows)
+    sealed_draft = draft / "sealed.safetensors"
+    sealed_draft.write_bytes(sealed_bytes)
+    sealed_digest = digest_file(sealed_draft)
+    sealed_draft.unlink()
+
+    say("computing the bars of the probe set")
+    specs, bars = _specs_and_bars(data, draft, partition.labels, [row.tobytes() for row in digests], options)
+    names = [files.CENTROIDS_FILE, files.HELD_OUT_FILE, files.PROBE_FILE, *grids]
+    plan = Plan.model_validate(
+        {
+            "name": options.name,
+            "organiser": identity.peer_id,
+            "created": options.created,
+            "clusters": options.clusters,
+            "seed": options.seed,
+            "data": {**data_facts(data), "partition": report.as_dict()},
+            "expert": specs["expert"].model_dump(),
+            "router": specs["router"].model_dump(),
+            "policy": Policy(
+                lease_s=options.lease_s,
+                checkpoint_every_s=options.checkpoint_every_s,
+                first_checkpoint_grace_s=options.grace_s,
+                replicas=options.replicas,
+                checkpoint_cap_bytes=_checkpoint_cap(specs),
+            ).model_dump(),
+            "admission": "open",
+            "router_slot": "open",
+            "verification": {
+                **Verification(probe_seed=options.seed, bars=bars).model_dump(),
+                "sealed_probe": sealed_digest,
+            },
+            "files": [file_entry(draft / name).model_dump() for name in sorted(names)],
+        }
+    )
+    envelope = seal_plan(identity, plan)
+    atomic_write(draft / files.PLAN_FILE, envelope)
+    plan_id = digest_file(draft / files.PLAN_FILE)
+    sealed_path = sealed_folder(plan_id) / "sealed-probe.safetensors"
+    atomic_write(sealed_path, sealed_bytes, mode=0o600)
+    return PlanReport(folder, plan_id, report, bars, sealed_path)
+
+
+def choose_probe_rows(
+    data: PreparedData, labels: NDArray[np.int64], clusters: int, seed: int
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+    """Rows of the open and of the sealed half of the probe set, by slot; no picture with its caption is in both.
+
+    Raises:
+        ValueError: a cluster is too small to hold rows out of.
+    """
+    import numpy as np
+
+    dice = np.random.Generator(np.random.Philox(key=[seed, 0x70726F6265]))
+    digests = np.asarray(data.digests)
+    halves: tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]] = ({}, {})
+    for cluster in range(clusters):
+        rows = np.flatnonzero(labels == cluster)
+        _, first = np.unique(digests[rows], axis=0, return_index=True)
+        unique = rows[np.sort(first)]
+        take = min(PROBE_ROWS, len(unique) // PROBE_SHARE)
+        if take < 1:
+            raise ValueError(
+                f"cluster {cluster} has only {len(unique)} different rows, at least {PROBE_SHARE} are needed to hold "
+                "probe rows out: ask for fewer clusters, or prepare more images"
+            )
+        chosen = dice.permutation(unique)[: 2 * take]
+        halves[0][str(cluster)] = np.sort(chosen[:take])
+        halves[1][str(cluster)] = np.sort(chosen[take:])
+    return halves
+
+
+def _specs_and_bars(
+    data: PreparedData, draft: Path, labels: NDArray[np.int64], held_out: list[bytes], options: PlanOptions
+) -> tuple[dict[str, SlotSpec], dict[str, Bars]]:
+    """Recipes fitted to the data, tensor tables, and the two bars of every slot."""
+    from paris_swarm.expert.recipe import named_recipe
+    from paris_swarm.expert.rows import Rows, select_rows
+    from paris_swarm.expert.task import ExpertTask
+    from paris_swarm.expert.verify import assemblable_bar, load_probe, resumable_bar
+    from paris_swarm.router.recipe import named_router_recipe
+    from paris_swarm.router.task import RouterTask, load_router_probe, router_assemblable_bar, router_resumable_bar
+
+    manifest = data.manifest
+    shape = {"channels": manifest["channels"], "resolution": data.resolution, "text_dim": manifest["text"]["dim"]}
+    recipe = named_recipe(options.recipe).with_data(**shape, text_tokens=manifest["text"]["tokens"])
+    recipe = recipe.with_train(seed=options.seed, **_given(steps=options.steps, batch=options.batch))
+    router = named_router_recipe(options.router_recipe).with_data(**shape, clusters=options.clusters)
+    router = router.with_train(seed=options.seed, **_given(steps=options.router_steps))
+
+    probe_path = draft / files.PROBE_FILE
+    bars: dict[str, Bars] = {}
+    tables: dict[str, SlotSpec] = {}
+    for cluster in range(options.clusters):
+        slot = str(cluster)
+        probe = load_probe(probe_path, slot, options.seed)
+        rows = Rows(data, select_rows(data, labels, cluster, held_out))
+        bars[slot] = Bars(
+            resumable=resumable_bar(recipe, probe), assemblable=assemblable_bar(rows, probe, options.seed)
+        )
+        if cluster == 0:
+            tables["expert"] = _spec(ExpertTask(recipe, rows, probe), recipe.to_dict())
+    rows_of_all = select_rows(data, None, None, held_out)
+    router_probe = load_router_probe(probe_path, options.clusters, options.seed)
+    router_task = RouterTask(router, Rows(data, rows_of_all), labels, router_probe)
+    tables["router"] = _spec(router_task, router.to_dict())
+    bars["router"] = Bars(
+        resumable=router_resumable_bar(router, router_probe), assemblable=router_assemblable_bar(router_probe)
+    )
+    return tables, bars
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _spec(task: Task, recipe: dict[str, Any]) -> SlotSpec:
+    from paris_swarm.expert.training import checkpoint_tables
+
+    return SlotSpec(
+        recipe=recipe,
+        files={
+            name: tuple(TensorSpec(name=tensor, dtype=dtype, shape=tuple(shape)) for tensor, dtype, shape in table)
+            for name, table in checkpoint_tables(task).items()
+        },
+    )
+
+
+def _checkpoint_cap(specs: dict[str, SlotSpec]) -> int:
+    """Twice the largest checkpoint, and room for headers: what a peer may ask others to download."""
+    largest = max(
+        sum(tensor.nbytes for table in spec.files.values() for tensor in table) for spec in specs.values()
+    )
+    return 2 * largest + (1 << 24)

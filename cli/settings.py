@@ -1,0 +1,87 @@
+"""Options every verb shares, and the two ways of answering: for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paris_swarm.swarm.home import Home
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder of this peer: identity, peer cache, content store, swarms (env PARIS_SWARM_HOME).",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the shared options came to."""
+
+    home_path: Path
+    as_json: bool
+
+    def open_home(self) -> Home:
+        from paris_swarm.swarm.home import Home
+
+        return Home(self.home_path)
+
+    @property
+    def console(self) -> Console:
+        """Where people read; standard error when standard output carries JSON."""
+        from rich.console import Console
+
+        return Console(stderr=self.as_json, highlight=False)
+
+    def answer(self, report: dict[str, Any], text: str) -> None:
+        """Print the report as one JSON line, or the text for people (no markup is read in it)."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(report, sort_keys=True, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        else:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+
+def settings(context: typer.Context, home: Path | None, as_json: bool) -> Settings:
+    """Shared options given before or after the verb; after wins."""
+    shared: dict[str, Any] = context.obj or {}
+    chosen = home or shared.get("home") or os.environ.get("PARIS_SWARM_HOME")
+    if chosen is None:
+        from platformdirs import user_data_dir
+
+        chosen = user_data_dir("paris-swarm")
+    return Settings(Path(chosen).expanduser().absolute(), as_json or bool(shared.get("json")))
+
+
+def pick_device(name: str) -> str:
+    """The torch device for `--device`.
+
+    Raises:
+        ValueError: unknown name, or a device this machine does not have.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name not in available:
+        raise ValueError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
+    if not available[name]:
+        raise ValueError(f"--device {name}: torch finds no such device here; --device cpu always works")
+    return name

@@ -1,0 +1,27 @@
+"""Prompts -> caption states, by the very text encoder the plan names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from paris_swarm.dht_schemas.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def encode_prompts(plan: Plan, prompts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.int16]]:
+    """float16 [P, L, D] and lengths int16 [P].
+
+    Raises:
+        ValueError: the plan's encoder is not installed here, or its weights have another digest.
+    """
+    from paris_swarm.expert.data.encoders import text_encoder
+
+    asked = plan.data["text"]
+    encoder = text_encoder(asked["name"], tokens=asked["tokens"])
+    if encoder.digest != asked["digest"]:
+        raise ValueError(f"text encoder {asked['name']} here has digest {encoder.digest}, the plan asks for {asked['digest']}")
+    return encoder.encode(list(prompts))

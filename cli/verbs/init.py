@@ -1,0 +1,89 @@
+"""`paris-swarm init DATA -o PLAN`: partition the data and sign a plan."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paris_swarm.cli.settings import HomeOption, JsonOption, settings
+
+
+def init(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder written by `prepare`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Plan folder to write.")],
+    name: Annotated[str, typer.Option(help="What people will call the swarm.")] = "paris-swarm",
+    clusters: Annotated[int, typer.Option("-k", "--clusters", min=1, max=1024, help="Number of experts.")] = 8,
+    recipe: Annotated[str, typer.Option(help="Named recipe of the experts: tiny, S/2, B/2, XL/2.")] = "tiny",
+    router_recipe: Annotated[str, typer.Option(help="Named recipe of the router: tiny, S/2, B/2.")] = "tiny",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of an expert (default: the recipe's).")] = None,
+    router_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the router (default: the recipe's).")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step (default: the recipe's).")] = None,
+    lease: Annotated[float, typer.Option(min=3, max=900, help="Seconds a claim lasts unless renewed.")] = 300,
+    checkpoint_every: Annotated[float, typer.Option(min=1, help="Seconds between published checkpoints.")] = 600,
+    grace: Annotated[
+        float | None, typer.Option(help="Seconds a claim holds before its first checkpoint (default: two cadences).")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Protected claims a slot may have.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the partition, the probe set and the initial weights.")] = 0,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cluster the features, hold probe rows out, compute the bars, sign the plan, print the invite."""
+    shared = settings(context, home, as_json)
+    from paris_swarm.cli.planning import PlanOptions, write_plan
+    from paris_swarm.cli.views import partition_table
+    from paris_swarm.expert.data.shards import PreparedData
+
+    owner = shared.open_home()
+    options = PlanOptions(
+        name=name,
+        clusters=clusters,
+        seed=seed,
+        recipe=recipe,
+        router_recipe=router_recipe,
+        steps=steps,
+        router_steps=router_steps,
+        batch=batch,
+        lease_s=lease,
+        checkpoint_every_s=checkpoint_every,
+        grace_s=grace if grace is not None else 2 * checkpoint_every,
+        replicas=replicas,
+        created=int(time.time()),
+    )
+    prepared = PreparedData.open(data)
+    with shared.console.status("Preparing the plan ...") as status:
+        report = write_plan(
+            prepared,
+            out,
+            owner.identity(),
+            options,
+            sealed_folder=lambda plan_id: owner.swarm(plan_id).path,
+            say=lambda text: status.update(f"{text[0].upper()}{text[1:]} ..."),
+        )
+    invite = f"paris:{report.plan_id}"
+    if not shared.as_json:
+        shared.console.print(partition_table(report.partition))
+    shared.answer(
+        {
+            "plan": report.plan_id,
+            "folder": str(out),
+            "invite": invite,
+            "organiser": owner.identity().peer_id,
+            "partition": report.partition.as_dict(),
+            "bars": {slot: bars.model_dump() for slot, bars in report.bars.items()},
+            "sealed_probe": str(report.sealed),
+        },
+        "\n".join(
+            [
+                *(f"Warning: {warning}" for warning in report.partition.warnings),
+                f"Plan written to {out} and signed by {owner.identity().peer_id}; example pictures: {out}/cluster-*.png",
+                f"The sealed half of the probe set stays with you: {report.sealed}",
+                f"Invite (nobody serves it yet): {invite}",
+                f"Next: paris-swarm bootstrap {out}",
+            ]
+        ),
+    )

@@ -1,0 +1,68 @@
+"""`paris-swarm prepare SOURCE OUT`: captioned images -> memory-mapped shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paris_swarm.cli.settings import HomeOption, JsonOption, settings
+
+
+def prepare(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="`dicebear` (embedded, CC0), or a folder in Hugging Face ImageFolder form: images and "
+            "metadata.jsonl or metadata.csv with file_name and text."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    resolution: Annotated[int, typer.Option(min=8, max=1024, help="Side of the square pictures, in pixels.")] = 24,
+    count: Annotated[int, typer.Option(min=8, help="How many pictures `dicebear` draws.")] = 4096,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", help="DiceBear style to draw; may be given several times.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn attributes.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn captioned images into shards: pixels, caption token states, features, captions, digests, licences.
+
+    The same input gives the same bytes. Rows that cannot be used are skipped, counted and named.
+    """
+    shared = settings(context, home, as_json)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from paris_swarm.expert.data.prepare import prepare as run
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=shared.console) as bars:
+        tasks = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        report = run(
+            source,
+            out,
+            resolution=resolution,
+            count=count,
+            families=family or None,
+            seed=seed,
+            strict=strict,
+            on_progress=on_progress,
+        )
+    lines = [f"{report.count} rows in {out} ({report.resolution} px), licences: {', '.join(report.licences)}."]
+    if report.skipped:
+        lines.append(f"{len(report.skipped)} rows skipped:")
+        lines += [f"  {item.file}: {item.why}" for item in report.skipped[:20]]
+        if len(report.skipped) > 20:
+            lines.append(f"  ... and {len(report.skipped) - 20} more, all named in {out / 'manifest.json'}")
+    lines.append(f"Next: paris-swarm init {out} -o plan")
+    shared.answer(report.as_dict(), "\n".join(lines))

@@ -1,0 +1,98 @@
+"""`paris-swarm sample DIR --prompt TEXT`: draw locally from a verified folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
+
+
+def sample(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder written by `assemble`.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; may be given several times.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
+    strategy: Annotated[str, typer.Option(help="top-1, top-2, ... or full.")] = "top-1",
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 50,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale; 1 means none.")] = 2.5,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i depends on (seed, i) and its prompt only.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path("samples.png"),
+    scale: Annotated[int, typer.Option(min=1, max=32, help="Enlarge every pixel this many times.")] = 6,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
+    device: DeviceOption = "auto",
+    plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify the folder, route every step of every picture to its experts, write the PNG with its provenance."""
+    shared = settings(context, home, as_json)
+    import math
+
+    import numpy as np
+    from rich.progress import Progress
+
+    from paris_swarm.cli.settings import pick_device
+    from paris_swarm.cli.text import encode_prompts
+    from paris_swarm.cli.views import picture
+    from paris_swarm.router.draw import DrawStep
+    from paris_swarm.router.folder import open_folder
+    from paris_swarm.router.png import provenance, tile, write_grid
+
+    if any(not text.strip() for text in prompt):
+        raise ValueError("--prompt is empty: say what to draw")
+    assembled = open_folder(folder, plan_id=plan, device=pick_device(device), allow_missing=allow_missing)
+    states, lengths = encode_prompts(assembled.verified.plan.plan, prompt)
+    with Progress(console=shared.console, transient=True) as bars:
+        task = bars.add_task("drawing", total=None)
+
+        def on_step(done: DrawStep) -> None:
+            bars.update(task, completed=(done.batch - 1) * done.steps + done.step, total=done.batches * done.steps)
+
+        pictures = assembled.sample(
+            states,
+            lengths,
+            n=count,
+            strategy=strategy,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            on_step=on_step,
+        )
+    text = provenance(
+        prompts=prompt,
+        seed=seed,
+        strategy=strategy,
+        steps=steps,
+        guidance=guidance,
+        plan_id=assembled.plan_id,
+        assembly=assembled.digest,
+        shares=pictures.shares,
+        missing=assembled.missing,
+        redirected=float(pictures.redirected.mean()),
+    )
+    columns = math.ceil(math.sqrt(len(pictures.images)))
+    write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
+    if not shared.as_json and shared.console.is_terminal:
+        width = shared.console.width
+        fits = max(1, min(columns, width // (assembled.shape[2] + 2)))
+        shared.console.print(picture(tile(pictures.images[: fits * 2], fits), columns=width))
+    shares = np.round(pictures.shares, 4).tolist()
+    shared.answer(
+        {
+            "png": str(out),
+            "prompts": prompt,
+            "seed": seed,
+            "strategy": strategy,
+            "steps": steps,
+            "guidance": guidance,
+            "plan": assembled.plan_id,
+            "assembly": assembled.digest,
+            "shares": shares,
+            "missing": list(assembled.missing),
+        },
+        f"{len(pictures.images)} pictures in {out}"
+        + (f" (experts missing: {', '.join(assembled.missing)})" if assembled.missing else ""),
+    )

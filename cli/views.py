@@ -1,0 +1,126 @@
+"""Pure state -> renderable. Nothing here prints, waits or asks the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from paris_swarm.swarm.peer import LaneState
+    from paris_swarm.swarm.status import SlotStatus, SwarmStatus
+
+BAR = 12
+
+
+def short(peer: str) -> str:
+    """The last eight characters of a peer id: enough to tell peers apart at a glance."""
+    return peer[-8:]
+
+
+def bar(done: float) -> str:
+    """A progress bar of BAR cells for a share between 0 and 1."""
+    full = max(0, min(BAR, round(done * BAR)))
+    return "█" * full + "░" * (BAR - full)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str = "") -> Group:
+    """The swarm as one table, and below it what this peer is doing.
+
+    Claims and their progress are what peers say; a checkpoint counts as verified only where it was downloaded.
+    """
+    table = Table(title=f"{status.name}  {status.plan[:12]}", title_justify="left", expand=False, pad_edge=False)
+    for heading, justify in (
+        ("slot", "left"),
+        ("peer", "left"),
+        ("progress", "left"),
+        ("loss", "right"),
+        ("img/s", "right"),
+        ("lease", "right"),
+        ("checkpoint", "left"),
+        ("probe", "right"),
+        ("held by", "right"),
+        ("age", "right"),
+    ):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for slot in status.slots:
+        for row in _slot_rows(slot, own):
+            table.add_row(*row)
+    lines: list[Any] = [table]
+    for lane in lanes:
+        where = f" {lane.slot}" if lane.slot is not None and lane.slot != lane.lane else ""
+        note = f"  {lane.note}" if lane.note else ""
+        lines.append(Text(f"this peer, {lane.lane}{where}: {lane.phase}{note}"))
+    return Group(*lines)
+
+
+def _slot_rows(slot: SlotStatus, own: str) -> list[tuple[str, ...]]:
+    held = slot.checkpoint
+    last: tuple[str, ...] = ("-", "", "", "")
+    if held is not None:
+        age = f"{held.age_s:.0f} s" if held.age_s < 600 else f"{held.age_s / 60:.0f} min"
+        last = (f"step {held.step}  {held.root[:8]}", f"{held.probe_loss:.4f}", str(held.holders), age)
+    if not slot.claims:
+        return [(slot.slot, "free" if held is None else short(held.author), "", "", "", "", *last)]
+    rows: list[tuple[str, ...]] = []
+    for index, claim in enumerate(slot.claims):
+        who = short(claim.peer) + (" (you)" if claim.peer == own else "") + (" stale" if claim.stale else "")
+        progress = f"{bar(claim.step / max(1, claim.steps))} {claim.step}/{claim.steps}"
+        loss = "" if claim.loss is None else f"{claim.loss:.4f}"
+        rows.append(
+            (
+                slot.slot if index == 0 else "",
+                who,
+                progress,
+                loss,
+                f"{claim.images_per_s:.0f}",
+                f"{max(0.0, claim.lease_left_s):.0f} s",
+                *(last if index == 0 else ("", "", "", "")),
+            )
+        )
+    return rows
+
+
+def partition_table(report: Any) -> Table:
+    """The cluster report of `init`."""
+    table = Table(title="Clusters", title_justify="left", pad_edge=False)
+    for heading in ("cluster", "rows", "share", "silhouette"):
+        table.add_column(heading, justify="right")
+    table.add_column("mostly", justify="left")
+    for cluster in report.clusters:
+        table.add_row(
+            str(cluster.cluster),
+            str(cluster.rows),
+            f"{cluster.share:.1%}",
+            f"{cluster.silhouette:.2f}",
+            ", ".join(f"{name} {share:.0%}" for name, share in cluster.families.items()),
+        )
+    table.add_row("all", str(report.rows), "100%", f"{report.silhouette:.2f}", "")
+    return table
+
+
+def picture(pixels: Any, *, columns: int | None = None) -> Text:
+    """uint8 [H, W, 3] as half blocks: two pixels a character cell."""
+    image = pixels
+    if columns is not None and image.shape[1] > columns:
+        stride = -(-image.shape[1] // columns)
+        image = image[::stride, ::stride]
+    text = Text()
+    for y in range(0, image.shape[0] - 1, 2):
+        for x in range(image.shape[1]):
+            top, bottom = image[y, x], image[y + 1, x]
+            text.append("▀", style=f"rgb({top[0]},{top[1]},{top[2]}) on rgb({bottom[0]},{bottom[1]},{bottom[2]})")
+        text.append("\n")
+    return text

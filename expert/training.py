@@ -1,0 +1,341 @@
+"""The training loop, for any task: a generator of frozen reports that neither prints nor knows the network.
+
+    for report in train(TrainJob(task, work_dir, stop=should_stop)):
+        ...
+
+Every step's rows and randomness follow from (seed, step), so a run killed at any moment continues from its newest
+whole checkpoint to the same bits as one that was never killed (on the same kind of machine, with the same threads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from paris_swarm.expert.checkpoint import (
+    CheckpointError,
+    CheckpointState,
+    checkpoint_folder,
+    load_weights,
+    newest_whole,
+    prune,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+    tensor_table,
+)
+from paris_swarm.expert.optim import Optimiser
+from paris_swarm.expert.task import Task
+
+KEPT_LOSSES = 200
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """`step` of `steps` are done; `loss` is the mean since the last report, speed likewise, `seconds` since the start."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A whole checkpoint lies in `folder`. `probe_loss` is that of its EMA weights; `parent` the root it grew from."""
+
+    step: int
+    steps: int
+    folder: Path
+    probe_loss: float
+    parent: str | None
+
+
+@dataclass(frozen=True)
+class ResumeReport:
+    """Training continues from `folder` at `step`."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TornReport:
+    """A damaged checkpoint was set aside: where it lies now, and why."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class DoneReport:
+    """The loop ended at `step`: the schedule is finished, or (`stopped`) it was asked to end. `folder` is its checkpoint."""
+
+    step: int
+    steps: int
+    folder: Path
+    stopped: bool
+
+
+Report = StepReport | CheckpointReport | ResumeReport | TornReport | DoneReport
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite: the last checkpoint is sound, the recipe's rates are too high for this data."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One run.
+
+    resume: a checkpoint folder to start from when the work folder has none of its own (a successor's download);
+    `parent` is then that checkpoint's root. checkpoint_every_s and checkpoint_every_steps: whichever comes first, None
+    for never; the last step always writes one. threads: torch threads of this process, None leaves them. precision:
+    "auto" is bf16 where the hardware multiplies it natively, else fp32. clock: seconds, monotonic.
+    """
+
+    task: Task
+    work_dir: Path
+    resume: Path | None = None
+    parent: str | None = None
+    checkpoint_every_s: float | None = None
+    checkpoint_every_steps: int | None = None
+    keep: int = 2
+    report_every_s: float = 1.0
+    threads: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    stop: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# devices, precision, randomness
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "mps" as a device.
+
+    Raises:
+        ValueError: not one of these, or not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
+    if name not in there:
+        raise ValueError(f"no device is called {name!r}; choose auto, cpu, cuda or mps")
+    if not there[name]:
+        raise ValueError(f"this machine, or this build of torch, has no {name}; choose auto or cpu")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """ "auto", "fp32" or "bf16" as the dtype of matrix products. bf16 is emulated, slowly, on CPUs without it.
+
+    Raises:
+        ValueError: not one of these.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.bfloat16 if native else torch.float32
+    if name not in ("fp32", "bf16"):
+        raise ValueError(f"no precision is called {name!r}; choose auto, fp32 or bf16")
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The 63-bit seed of one step's generator."""
+    digest = hashlib.blake2b(f"paris-swarm step {seed} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the run's state
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TrainState:
+    """Everything a checkpoint holds: weights, their average, the optimiser, the step."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.config = task.recipe.train
+        self.model = task.build_model().to(device)
+        self.ema = task.build_model().to(device).requires_grad_(False)
+        self.optimiser = Optimiser(self.model, self.config)
+        self.step = 0
+        self._weights = list(self.model.parameters())
+        self._average = list(self.ema.parameters())
+
+    def take_step(self, precision: torch.dtype) -> Tensor:
+        """One optimiser step and one EMA update; gives the loss (a detached scalar on the device)."""
+        batch = self.task.batch(self.step).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(step_seed(self.config.seed, self.step))
+        mixed: AbstractContextManager[object] = nullcontext()
+        if precision is not torch.float32:
+            mixed = torch.autocast(self.device.type, dtype=precision)
+        with mixed:
+            loss = self.task.loss(self.model, batch, generator)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self._weights, self.config.grad_clip, foreach=True)
+        self.optimiser.step(self.config.rate(self.step))
+        decay = self.config.ema_decay(self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        self.step += 1
+        return loss.detach()
+
+    def load(self, folder: Path) -> CheckpointState:
+        """Continues from a checkpoint folder.
+
+        Raises:
+            CheckpointError: not of this recipe, or damaged.
+        """
+        state = read_state(folder)
+        if state.recipe != self.task.recipe.digest():
+            raise CheckpointError(f"{folder} was trained with another recipe ({state.recipe[:12]}...)")
+        optimizer = read_tensors(folder / "optimizer.safetensors", self.optimiser.state())
+        load_weights(self.model, folder / "model.safetensors")
+        load_weights(self.ema, folder / "ema.safetensors")
+        self.optimiser.load(optimizer, state.step)
+        self.step = state.step
+        return state
+
+
+def checkpoint_tables(task: Task) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
+    """For the plan: file name -> (tensor name, dtype, shape) of every safetensors file of the task's checkpoints."""
+    state = TrainState(task, torch.device("cpu"))
+    weights = tensor_table(state.model.state_dict())
+    return {
+        "ema.safetensors": weights,
+        "model.safetensors": weights,
+        "optimizer.safetensors": tensor_table(state.optimiser.state()),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(job: TrainJob) -> Iterator[Report]:
+    """Runs `job` to the end of its schedule, or until `job.stop()` says so, reporting on the way.
+
+    Raises:
+        CheckpointError: the checkpoint to continue from is not of this recipe.
+        TrainingDiverged: the loss became infinite or NaN.
+        ValueError: the device or precision does not exist.
+        OSError: a checkpoint could not be written.
+    """
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    torch.set_flush_denormal(True)
+    device = pick_device(job.device)
+    precision = pick_precision(job.precision, device)
+    state = TrainState(job.task, device)
+    steps = state.config.steps
+    losses: list[float] = []
+    parent = job.parent
+
+    own, torn = newest_whole(job.work_dir)
+    yield from (TornReport(item.folder, item.reason) for item in torn)
+    start = own or job.resume
+    if start is not None:
+        loaded = state.load(start)
+        losses = list(loaded.losses)
+        parent = loaded.parent if own is not None else job.parent
+        yield ResumeReport(state.step, start)
+
+    begun = last_report = last_save = job.clock()
+    saved_step = state.step if own is not None else -1
+    reported_step, pending = state.step, torch.zeros((), device=device)
+    stopped = False
+    while state.step < steps:
+        stopped = job.stop()
+        if stopped:
+            break
+        pending = pending + state.take_step(precision)
+        now = job.clock()
+        final = state.step == steps
+        if final or now - last_report >= job.report_every_s:
+            mean = float(pending) / (state.step - reported_step)
+            if not math.isfinite(mean):
+                raise TrainingDiverged(f"the loss is {mean} at step {state.step}")
+            losses = [*losses, mean][-KEPT_LOSSES:]
+            speed = (state.step - reported_step) * state.config.batch / max(now - last_report, 1e-9)
+            yield StepReport(state.step, steps, mean, speed, now - begun)
+            last_report, reported_step, pending = now, state.step, torch.zeros((), device=device)
+        due = job.checkpoint_every_s is not None and now - last_save >= job.checkpoint_every_s
+        due = due or (job.checkpoint_every_steps is not None and state.step % job.checkpoint_every_steps == 0)
+        if due and not final:
+            yield _save(job, state, losses, parent)
+            last_save, saved_step = job.clock(), state.step
+    if saved_step != state.step:
+        report = _save(job, state, losses, parent)
+        yield report
+        folder = report.folder
+    else:
+        folder = checkpoint_folder(job.work_dir, state.step)
+    yield DoneReport(state.step, steps, folder, stopped)
+
+
+def _save(job: TrainJob, state: TrainState, losses: list[float], parent: str | None) -> CheckpointReport:
+    probe_loss = job.task.probe(state.ema)
+    if not math.isfinite(probe_loss):
+        raise TrainingDiverged(f"the probe loss is {probe_loss} at step {state.step}")
+    record = CheckpointState(
+        step=state.step,
+        steps=state.config.steps,
+        seed=state.config.seed,
+        recipe=job.task.recipe.digest(),
+        parent=parent,
+        probe_loss=probe_loss,
+        losses=tuple(losses),
+    )
+    folder = save_checkpoint(
+        job.work_dir,
+        record,
+        ema=state.ema.state_dict(),
+        model=state.model.state_dict(),
+        optimizer=state.optimiser.state(),
+    )
+    prune(job.work_dir, job.keep)
+    return CheckpointReport(state.step, state.config.steps, folder, probe_loss, parent)
+
+
+__all__ = [
+    "CheckpointReport",
+    "DoneReport",
+    "Report",
+    "ResumeReport",
+    "StepReport",
+    "TornReport",
+    "TrainJob",
+    "TrainState",
+    "TrainingDiverged",
+    "checkpoint_tables",
+    "pick_device",
+    "pick_precision",
+    "step_seed",
+    "train",
+]

@@ -1,0 +1,98 @@
+"""The model card of an assembled folder: written from the plan and the lock, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from paris_swarm.dht_schemas.fields import ROUTER
+from paris_swarm.dht_schemas.plan import OpenedPlan
+from paris_swarm.router.lock import LockedSlot
+
+_USE = """\
+```sh
+paris-swarm verify .                                   # offline; names every file that is not as it was signed
+paris-swarm sample . --prompt "..." -n 4 -o grid.png   # loads nothing that does not verify
+```"""
+
+_METHOD = """\
+The training data were split into {k} clusters. Each expert learned the flow of one cluster with flow matching
+(x_t = (1 - t) x_0 + t eps, v = eps - x_0), in isolation: no gradient, parameter or activation was exchanged while
+training. The router says which expert's velocity counts for a sample at a step
+(Decentralized Diffusion Models, arXiv 2501.05450; Paris, arXiv 2510.03434).
+
+Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest, renormalised), `full` (all)."""
+
+
+def model_card(
+    plan: OpenedPlan,
+    slots: Sequence[LockedSlot],
+    missing: Sequence[str],
+    *,
+    assembler: str,
+    figures: Mapping[str, str],
+) -> str:
+    """README.md as text. Values that come from other people are quoted, so none of them can add markup."""
+    front = {
+        "library_name": "paris-swarm",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "diffusion", "flow-matching", "multi-expert", "decentralized"],
+    }
+    sections = [
+        "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
+        f"# {_plain(plan.plan.name)}",
+        "An ensemble of diffusion experts, each trained by one peer on its own cluster of the data, assembled from "
+        "checkpoints that were verified against their authors' signatures.",
+        "## Use\n\n" + _USE,
+        "## Who trained what\n\n" + _slot_table(plan, slots),
+    ]
+    if missing:
+        named = ", ".join("the router" if slot == ROUTER else f"expert {slot}" for slot in missing)
+        sections.append(
+            f"**Missing: {named}.** Sampling is refused unless missing experts are allowed; pictures then say how much "
+            "of the router's weight went elsewhere."
+        )
+    sections += [
+        "## Method\n\n" + _METHOD.format(k=plan.plan.clusters),
+        "## Data\n\n" + _data(plan),
+    ]
+    if figures:
+        rows = "\n".join(f"| {_plain(name)} | {_plain(value)} |" for name, value in figures.items())
+        sections.append("## Figures\n\n| figure | value |\n|---|---|\n" + rows)
+    sections += [
+        "## Provenance\n\n"
+        f"- plan `{plan.plan_id}`\n"
+        f"- organiser `{plan.plan.organiser}`\n"
+        f"- assembler `{assembler}` (signed `lock.json`)\n\n"
+        "`plan.json` and `records/` hold the signed envelopes, `manifests/` the digests they commit to; the weights "
+        "are the announced `ema.safetensors`, byte for byte.",
+        "## Limits\n\n"
+        "The signatures say who published what, not that it is good: quality rests on the probe losses above, which "
+        "were recomputed when the folder was assembled. The pictures can be no better, and no less biased, than the "
+        "data.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _slot_table(plan: OpenedPlan, slots: Sequence[LockedSlot]) -> str:
+    rows = ["| slot | peer | steps | probe loss | bar | checkpoint |", "|---|---|---|---|---|---|"]
+    for slot in slots:
+        bars = plan.plan.verification.bars.get(slot.slot)
+        bar = f"{bars.assemblable:.4f}" if bars is not None else ""
+        rows.append(
+            f"| {slot.slot} | `{slot.author}` | {slot.step} | {slot.probe_loss:.4f} | {bar} | `{slot.root[:16]}` |"
+        )
+    return "\n".join(rows)
+
+
+def _data(plan: OpenedPlan) -> str:
+    lines = [
+        f"- {_plain(str(name))}: `{json.dumps(value, sort_keys=True, ensure_ascii=True).replace('`', chr(39))[:500]}`"
+        for name, value in sorted(plan.plan.data.items())
+    ]
+    return "\n".join(lines) or "The plan says nothing about them."
+
+
+def _plain(text: str) -> str:
+    """One line of text without anything Markdown, HTML or YAML would act on."""
+    return "".join(char if char.isalnum() or char in " .,:;+-_/()%=&'" else "?" for char in text)[:200]

@@ -1,0 +1,109 @@
+"""Pictures from an ensemble: batches, one noise a picture, and a trace of who drew what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from paris_swarm.expert.flow import from_pixels
+from paris_swarm.expert.rows import mask_of
+from paris_swarm.router.ensemble import Decision, Ensemble, experts_kept
+from paris_swarm.router.samplers import euler, picture_noise, times
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DrawStep:
+    """One step of one batch is done: `batch` of `batches` (from 1), `step` of `steps` (from 1)."""
+
+    batch: int
+    batches: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """images uint8 [N, H, W, C], prompt by prompt, n of each; weights float32 [N, steps, K], what each expert counted
+    for; redirected float32 [N], the mean probability that belonged to missing experts and went to others."""
+
+    images: NDArray[np.uint8]
+    weights: NDArray[np.float32]
+    redirected: NDArray[np.float32]
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """float32 [N, K]: the share of each expert in each picture, the mean weight over the steps."""
+        mean: NDArray[np.float32] = self.weights.mean(axis=1)
+        return mean
+
+
+def draw(
+    ensemble: Ensemble,
+    states: Tensor | NDArray[np.float16],
+    lengths: Tensor | NDArray[np.int16] | Sequence[int],
+    *,
+    shape: tuple[int, int, int],
+    n: int = 1,
+    strategy: str = "top-1",
+    steps: int = 50,
+    guidance: float = 2.5,
+    seed: int = 0,
+    batch: int = 32,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[DrawStep], None] | None = None,
+) -> Pictures:
+    """`n` pictures for each of P prompts; picture i (prompt i // n) starts from noise that depends on (seed, i) only.
+
+    states [P, L, D] and lengths [P]: the prompts' token states; shape: (C, H, W) of a picture. The result does not
+    depend on `batch` beyond float rounding.
+
+    Raises:
+        ValueError: no prompts, shapes that do not agree, n, batch or steps below 1, or no such strategy.
+    """
+    caption_states = torch.as_tensor(np.array(states) if isinstance(states, np.ndarray) else states)
+    caption_lengths = torch.as_tensor(np.array(lengths)).to(torch.int64)
+    if caption_states.ndim != 3 or caption_lengths.shape != caption_states.shape[:1] or not len(caption_states):
+        raise ValueError(
+            f"prompts need states [P, L, D] and lengths [P], got {tuple(caption_states.shape)} and "
+            f"{tuple(caption_lengths.shape)}"
+        )
+    if n < 1 or batch < 1:
+        raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
+    times(steps)
+    experts_kept(strategy, ensemble.clusters)
+    # Cut once for all pictures, never batch by batch: then the sums over tokens are the same whatever the batch.
+    tokens = max(int(caption_lengths.max()), ensemble.null.length)
+    caption_states = caption_states[:, :tokens].float()  # [P, tokens, D]
+    caption_mask = mask_of(caption_lengths, caption_states.shape[1])  # [P, tokens]
+
+    total = len(caption_states) * n
+    starts = range(0, total, batch)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for number, start in enumerate(starts, start=1):
+            indices = range(start, min(start + batch, total))
+            prompts = torch.tensor([index // n for index in indices])
+            b_states = caption_states.index_select(0, prompts).to(device)  # [b, tokens, D]
+            b_mask = caption_mask.index_select(0, prompts).to(device)  # [b, tokens]
+            decisions: list[Decision] = []
+
+            def velocity(
+                x: Tensor, t: Tensor, s: Tensor = b_states, m: Tensor = b_mask, kept: list[Decision] = decisions
+            ) -> Tensor:
+                kept.append(ensemble.route(x, t, s, m, strategy=strategy))
+                return ensemble.velocity(x, t, s, m, kept[-1], guidance=guidance)  # [b, C, H, W]
+
+            def report(step: int, of: int, number: int = number) -> None:
+                if on_step is not None:
+                    on_step(DrawStep(number, len(starts), step, of))
+
+            x = euler(velocity, picture_noise(seed, indices, shape).to(device), steps, report)  # [b, C, H, W]
+            weights = torch.stack([decision.weights for decision in decisions], dim=1)  # [b, steps, K]
+            redirected = torch.stack([decision.redirected for decision in decisions], dim=1).mean(dim=1)  # [b]
+            parts.append((from_pixels(x).cpu(), weights.float().cpu(), redirected.float().cpu()))
+    images, all_weights, all_redirected = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Pictures(images, all_weights, all_redirected)

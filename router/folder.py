@@ -1,0 +1,371 @@
+"""The assembled folder: written whole or not at all, opened only after verification, sampled from what was verified."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.dht_schemas.fields import ROUTER
+from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.dht_schemas.plan import PLAN_FILE, OpenedPlan
+from paris_swarm.dht_schemas.records import Announcement
+from paris_swarm.expert.recipe import Recipe
+from paris_swarm.expert.task import build_expert
+from paris_swarm.router.card import model_card
+from paris_swarm.router.draw import DrawStep, Pictures, draw
+from paris_swarm.router.ensemble import Ensemble, NullText
+from paris_swarm.router.layout import (
+    CARD_FILE,
+    CONFIG_FILE,
+    PROBE_FILE,
+    announcement_path,
+    config_path,
+    folder_config,
+    holding_path,
+    manifest_path,
+    plan_file_path,
+    slot_config,
+    weights_path,
+)
+from paris_swarm.router.lock import LOCK_FILE, Lock, LockedFile, LockedSlot, seal_lock
+from paris_swarm.router.recipe import RouterRecipe
+from paris_swarm.router.task import build_router
+from paris_swarm.router.verify import RecordRefused, VerifiedFolder, verify_folder
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlotSource:
+    """A verified checkpoint, ready to be put into a folder.
+
+    announcement and manifest: the bytes as received; weights: the checkpoint's ema.safetensors; holding: the envelope
+    of the peer that served it, where it should be kept.
+    """
+
+    announcement: bytes
+    manifest: bytes
+    weights: Path
+    holding: bytes | None = None
+
+
+def write_folder(
+    target: str | os.PathLike[str],
+    *,
+    identity: Identity,
+    plan: OpenedPlan,
+    plan_folder: Path,
+    slots: Sequence[SlotSource],
+    created: int,
+    plan_files: Sequence[str] | None = None,
+    figures: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> VerifiedFolder:
+    """Writes, verifies and puts in place an assembled folder signed by `identity`.
+
+    plan_files: which files of `plan_folder` go with it, all of the plan's when None (the null caption's always does);
+    figures: what the model card should say about quality, name -> value; created: Unix seconds; replace: whether an
+    assembled folder that is already there gives way (one that is not assembled never does).
+
+    Raises:
+        ValueError: the target holds something, a slot comes twice, or a plan file is not the plan's.
+        RecordError: a source does not verify; nothing is left behind.
+        OSError: no space or no permission; nothing is left behind.
+    """
+    target = Path(os.path.abspath(target))
+    _check_target(target, replace)
+    named = {entry.name for entry in plan.plan.files}
+    wanted = sorted(named if plan_files is None else {*plan_files, PROBE_FILE})
+    if unknown := sorted({*wanted, PROBE_FILE} - named):
+        raise ValueError(f"the plan names no file {unknown[0]}; it has: {', '.join(sorted(named)) or 'none'}")
+
+    locked: dict[str, LockedSlot] = {}
+    opened = [(source, Announcement.open(source.announcement).record) for source in slots]
+    for _, said in opened:
+        if said.slot in locked:
+            raise ValueError(f"slot {said.slot} was given twice")
+        locked[said.slot] = LockedSlot(
+            slot=said.slot, author=said.author, root=said.root, step=said.step, probe_loss=said.probe_loss
+        )
+    filled = [locked[slot] for slot in plan.plan.slots if slot in locked]
+    filled += [slot for name, slot in locked.items() if name not in plan.plan.slots]  # refused by verification, named
+    missing = tuple(slot for slot in plan.plan.slots if slot not in locked)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.partial-{secrets.token_hex(6)}")
+    draft.mkdir()
+    try:
+        writer = _Writer(draft)
+        writer.data(PLAN_FILE, plan.envelope)
+        for name in wanted:
+            writer.copy(plan_file_path(name), plan_folder / name)
+        for source, said in opened:
+            writer.data(announcement_path(said.slot), source.announcement)
+            writer.data(manifest_path(said.root), source.manifest)
+            if source.holding is not None:
+                writer.data(holding_path(said.slot), source.holding)
+            writer.copy(weights_path(said.slot), source.weights)
+            if plan.plan.has_slot(said.slot):
+                writer.data(config_path(said.slot), slot_config(plan, locked[said.slot]))
+        writer.data(CONFIG_FILE, folder_config(plan, filled, missing))
+        card = model_card(plan, filled, missing, assembler=identity.peer_id, figures=figures or {})
+        writer.data(CARD_FILE, card.encode("utf-8"))
+        lock = Lock(
+            plan=plan.plan_id,
+            organiser=plan.plan.organiser,
+            assembler=identity.peer_id,
+            created=created,
+            files=tuple(sorted(writer.files, key=lambda file: file.path)),
+            slots=tuple(filled),
+            missing=missing,
+        )
+        writer.data(LOCK_FILE, seal_lock(identity, lock))
+        writer.sync_folders()
+        verified = verify_folder(draft, plan_id=plan.plan_id)
+        _put_in_place(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return VerifiedFolder(target, verified.lock, verified.digest, verified.plan)
+
+
+def _check_target(target: Path, replace: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise ValueError(f"{target} exists and is not a folder; choose another place")
+    if any(target.iterdir()):
+        if not (target / LOCK_FILE).is_file():
+            raise ValueError(f"{target} holds other things; choose an empty or a new folder")
+        if not replace:
+            raise ValueError(f"{target} already holds an assembled folder; choose another place, or replace it")
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
+    """Renames the draft to its name. A reader sees the old folder, for an instant none, then the new one."""
+    old = target.with_name(f".{target.name}.replaced-{secrets.token_hex(6)}")
+    had_old = target.exists()
+    if had_old:
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        if had_old:
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    if had_old:
+        shutil.rmtree(old)
+
+
+class _Writer:
+    """Puts files into the draft, each synced to disk, and keeps their entries for the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.files: list[LockedFile] = []
+
+    def data(self, path: str, data: bytes) -> None:
+        with open(self._place(path), "xb") as stream:
+            stream.write(data)
+        self._done(path)
+
+    def copy(self, path: str, source: Path) -> None:
+        # Copied, never linked: whoever edits the folder must not edit the content store with it.
+        place = self._place(path)
+        if place.exists():
+            raise ValueError(f"{path} was given twice")
+        shutil.copyfile(source, place)
+        self._done(path)
+
+    def sync_folders(self) -> None:
+        for folder in [self._folder, *(path for path in self._folder.rglob("*") if path.is_dir())]:
+            _sync(folder)
+
+    def _place(self, path: str) -> Path:
+        place = self._folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _done(self, path: str) -> None:
+        place = self._folder / path
+        place.chmod(0o644)
+        _sync(place)
+        if path == LOCK_FILE:  # it cannot name itself
+            return
+        self.files.append(LockedFile(path=path, length=place.stat().st_size, blake3=digest_file(place)))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# opening
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_folder(
+    folder: str | os.PathLike[str],
+    *,
+    plan_id: str | None = None,
+    device: str | torch.device = "cpu",
+    allow_missing: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Assembled:
+    """Verifies an assembled folder, then makes it ready to sample. No expert is loaded before a picture needs it.
+
+    allow_missing: whether to sample although experts are missing (never without the router, where there are several
+    clusters). on_progress as in `verify_folder`.
+
+    Raises:
+        FolderError: the folder does not verify, or its plan's recipe cannot be read by this version.
+        MissingExperts: experts or the router are missing.
+        OSError: a file could not be read.
+    """
+    return Assembled(
+        verify_folder(folder, plan_id=plan_id, on_progress=on_progress), device=device, allow_missing=allow_missing
+    )
+
+
+class Assembled:
+    """A verified folder as a model. Weights are compared with the lock again in the moment they are loaded."""
+
+    def __init__(self, verified: VerifiedFolder, *, device: str | torch.device, allow_missing: bool) -> None:
+        self.verified = verified
+        self.device = torch.device(device)
+        plan = verified.plan.plan
+        try:
+            self.recipe = Recipe.from_dict(plan.expert.recipe)
+            router_recipe = RouterRecipe.from_dict(plan.router.recipe)
+        except (TypeError, ValueError) as error:
+            raise RecordRefused(f"a recipe this version cannot read: {error}", where=PLAN_FILE) from error
+        here = [slot.slot for slot in verified.lock.slots]
+        experts = {int(slot): self._expert_loader(slot) for slot in here if slot != ROUTER}
+        router = self._load(ROUTER, lambda: build_router(router_recipe)) if ROUTER in here else None
+        self.ensemble = Ensemble(plan.clusters, experts, router, self._null_text(), allow_missing=allow_missing)
+
+    @property
+    def plan_id(self) -> str:
+        """The plan's id."""
+        return self.verified.plan.plan_id
+
+    @property
+    def digest(self) -> str:
+        """The assembly digest."""
+        return self.verified.digest
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Slots of the plan without a checkpoint here."""
+        return self.verified.lock.missing
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a picture."""
+        model = self.recipe.model
+        return model.channels, model.resolution, model.resolution
+
+    def sample(
+        self,
+        states: Tensor | NDArray[np.float16],
+        lengths: Tensor | NDArray[np.int16] | Sequence[int],
+        *,
+        n: int = 1,
+        strategy: str = "top-1",
+        steps: int = 50,
+        guidance: float = 2.5,
+        seed: int = 0,
+        batch: int = 32,
+        on_step: Callable[[DrawStep], None] | None = None,
+    ) -> Pictures:
+        """`n` pictures for each prompt, encoded as states float16 [P, L, D] and lengths [P] by the plan's text encoder.
+
+        Images come as uint8 [P * n, H, W, C], prompt by prompt, with each expert's weight at every step. Picture i
+        depends on (seed, i) and its prompt only.
+
+        Raises:
+            ValueError: the prompts' shape, n, batch, steps or strategy.
+            FolderError: weights were changed since the folder was verified, or are not those of the recipe.
+        """
+        width = int(np.asarray(states.shape)[-1])
+        if width != self.recipe.model.text_dim:
+            raise ValueError(
+                f"the prompts have states of {width} numbers a token, this model's encoder gives "
+                f"{self.recipe.model.text_dim}: encode them with the plan's text encoder"
+            )
+        return draw(
+            self.ensemble,
+            states,
+            lengths,
+            shape=self.shape,
+            n=n,
+            strategy=strategy,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            batch=batch,
+            device=self.device,
+            on_step=on_step,
+        )
+
+    def _expert_loader(self, slot: str) -> Callable[[], nn.Module]:
+        return lambda: self._load(slot, lambda: build_expert(self.recipe))
+
+    def _load(self, slot: str, build: Callable[[], nn.Module]) -> nn.Module:
+        where = weights_path(slot)
+        tensors = self._tensors(where)
+        model = build()
+        own = model.state_dict()
+        odd = sorted(
+            name
+            for name in own.keys() | tensors.keys()
+            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+        )
+        if odd:
+            raise RecordRefused(f"tensor {odd[0]} is not that of the plan's recipe ({len(odd)} differ)", where=where)
+        broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+        if broken:
+            raise RecordRefused(f"tensor {broken[0]} holds a NaN or an infinity", where=where)
+        model.load_state_dict(tensors)
+        return model.eval().requires_grad_(False).to(self.device)
+
+    def _null_text(self) -> NullText:
+        where = plan_file_path(PROBE_FILE)
+        tensors = self._tensors(where)
+        states, length = tensors.get("null_states"), tensors.get("null_length")
+        text = self.recipe.model
+        if (
+            states is None
+            or length is None
+            or states.ndim != 2
+            or states.shape[1] != text.text_dim
+            or length.numel() != 1
+            or not 0 <= int(length) <= states.shape[0]
+        ):
+            raise RecordRefused("holds no null caption of the plan's text encoder", where=where)
+        return NullText(states.float(), int(length))
+
+    def _tensors(self, where: str) -> dict[str, Any]:
+        # From the very bytes that were compared with the lock: another process may write to the file meanwhile.
+        try:
+            return load_tensors(self.verified.read(where))
+        except SafetensorError as error:
+            raise RecordRefused(f"no readable safetensors file: {error}", where=where) from error

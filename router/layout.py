@@ -1,0 +1,139 @@
+"""Where everything lies in an assembled folder, and what its config files say.
+
+    plan.json                                     the organiser's envelope
+    plan/...                                      the plan's other files (centroids, probe set with the null caption)
+    records/checkpoint-SLOT.json                  the author's announcement
+    records/holding-SLOT.json                     the lease of the peer that served it, where one was kept
+    manifests/ROOT.json                           the checkpoint's file manifest
+    experts/expert_K/config.json                  what the network is
+    experts/expert_K/diffusion_pytorch_model.safetensors   the checkpoint's ema.safetensors, byte for byte
+    router/config.json, router/diffusion_pytorch_model.safetensors
+    config.json, README.md, lock.json
+
+The weights keep the bytes that the manifest commits to; only their name is the one that model hubs look for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from paris_swarm.dht_schemas.fields import ROUTER
+from paris_swarm.dht_schemas.plan import PLAN_FILE, OpenedPlan
+from paris_swarm.router.lock import LockedSlot
+
+CARD_FILE = "README.md"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+EMA_FILE = "ema.safetensors"
+"""The checkpoint's file whose weights are sampled."""
+PROBE_FILE = "probe.safetensors"
+"""The plan's file that holds the null caption (`null_states`, `null_length`)."""
+
+
+def slot_folder(slot: str) -> str:
+    """ "router" or "experts/expert_K"."""
+    return ROUTER if slot == ROUTER else f"experts/expert_{slot}"
+
+
+def weights_path(slot: str) -> str:
+    """The weights of a slot."""
+    return f"{slot_folder(slot)}/{WEIGHTS_FILE}"
+
+
+def config_path(slot: str) -> str:
+    """The config of a slot."""
+    return f"{slot_folder(slot)}/{CONFIG_FILE}"
+
+
+def announcement_path(slot: str) -> str:
+    """The announcement of a slot's checkpoint."""
+    return f"records/checkpoint-{slot}.json"
+
+
+def holding_path(slot: str) -> str:
+    """The holding under which a slot's checkpoint was found."""
+    return f"records/holding-{slot}.json"
+
+
+def manifest_path(root: str) -> str:
+    """The manifest of a checkpoint."""
+    return f"manifests/{root}.json"
+
+
+def plan_file_path(name: str) -> str:
+    """A file of the plan folder."""
+    return f"plan/{name}"
+
+
+def required_paths(slots: Iterable[LockedSlot]) -> set[str]:
+    """The files that a folder with these slots must have, apart from the lock."""
+    paths = {PLAN_FILE, CARD_FILE, CONFIG_FILE, plan_file_path(PROBE_FILE)}
+    for slot in slots:
+        paths |= {
+            weights_path(slot.slot),
+            config_path(slot.slot),
+            announcement_path(slot.slot),
+            manifest_path(slot.root),
+        }
+    return paths
+
+
+def optional_paths(slots: Iterable[LockedSlot], plan_files: Iterable[str]) -> set[str]:
+    """The files that it may have beside them."""
+    return {holding_path(slot.slot) for slot in slots} | {plan_file_path(name) for name in plan_files}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# configs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def bound_fields(plan: OpenedPlan, slot: LockedSlot) -> dict[str, Any]:
+    """The fields of a slot's config that verification holds against the plan and the lock."""
+    return {
+        "plan": plan.plan_id,
+        "slot": slot.slot,
+        "root": slot.root,
+        "recipe": plan.plan.slot_spec(slot.slot).recipe,
+    }
+
+
+def slot_config(plan: OpenedPlan, slot: LockedSlot) -> bytes:
+    """config.json of an expert or of the router: enough to build and to use the network without this package."""
+    if slot.slot == ROUTER:
+        about: dict[str, Any] = {
+            "model_type": "router",
+            "num_clusters": plan.plan.clusters,
+            "output": "logits of p(cluster | x_t, t, caption)",
+        }
+    else:
+        about = {
+            "model_type": "dit_expert",
+            "expert_id": int(slot.slot),
+            "prediction_type": "velocity",
+            "output": "v = eps - x_0",
+        }
+    path = {"path": "x_t = (1 - t) x_0 + t eps", "time": "t in 0..1, 1 is noise; the network sees 999 t"}
+    return pretty({**about, **path, **bound_fields(plan, slot)})
+
+
+def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterable[str]) -> bytes:
+    """config.json of the whole folder."""
+    return pretty(
+        {
+            "model_type": "paris_swarm_ensemble",
+            "model_name": plan.plan.name,
+            "plan": plan.plan_id,
+            "num_experts": plan.plan.clusters,
+            "experts": {slot.slot: slot_folder(slot.slot) for slot in slots if slot.slot != ROUTER},
+            "router": ROUTER if ROUTER not in set(missing) else None,
+            "missing": list(missing),
+        }
+    )
+
+
+def pretty(value: object) -> bytes:
+    """JSON for people, its keys in the order given."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")

@@ -1,0 +1,186 @@
+"""Training a router with the expert's loop, and the probe loss anyone can recompute.
+
+Cross-entropy on the true cluster of labelled, noised samples at every t (Decentralized Diffusion Models, arXiv
+2501.05450, section 3). A router needs rows of all clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from paris_swarm.expert.checkpoint import load_weights
+from paris_swarm.expert.flow import interpolate, sample_t
+from paris_swarm.expert.model import seeded
+from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
+from paris_swarm.expert.verify import PROBE_TIMES, Probe, load_probe
+from paris_swarm.router.model import Router
+from paris_swarm.router.recipe import RouterRecipe
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the task
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """x0 float32 [B, C, H, W] in -1..1; states float32 [B, L, D]; mask bool [B, L]; labels int64 [B], the clusters."""
+
+    x0: Tensor
+    states: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The same batch on `device`."""
+        if self.x0.device == device:
+            return self
+        return LabelledBatch(self.x0.to(device), self.states.to(device), self.mask.to(device), self.labels.to(device))
+
+
+class RouterTask:
+    """A router learns p(k | x_t, t, caption), the caption replaced by the null caption with the recipe's probability.
+
+    labels [N]: the cluster of every row of the data (not only of `rows`), as `select_rows` takes them.
+
+    Raises:
+        ValueError: a row has no label, or one outside 0..K-1, or a cluster has no row.
+    """
+
+    def __init__(self, recipe: RouterRecipe, rows: Rows, labels: NDArray[np.integer[Any]], probe: RouterProbe) -> None:
+        clusters = recipe.model.clusters
+        if int(rows.rows.max()) >= len(labels):
+            raise ValueError(f"one label a row is needed: {len(labels)} labels, but a row {int(rows.rows.max())}")
+        own = np.asarray(labels)[rows.rows].astype(np.int64)
+        counts = np.bincount(own.clip(min=0), minlength=clusters)
+        if own.min() < 0 or len(counts) > clusters:
+            raise ValueError(f"labels must lie in 0..{clusters - 1}, got {int(own.min())} to {int(own.max())}")
+        if not counts.all():
+            empty = np.flatnonzero(counts == 0).tolist()
+            raise ValueError(f"a router needs rows of every cluster; there are none of {empty}")
+        self._recipe = recipe
+        self._rows = rows
+        self._labels = own
+        self._probe = probe
+        self._order = BatchOrder(len(rows), recipe.train.batch, recipe.train.seed)
+
+    @property
+    def recipe(self) -> RouterRecipe:
+        """Model and training values."""
+        return self._recipe
+
+    def build_model(self) -> Router:
+        """The network with initial weights that depend on the recipe's seed alone."""
+        return build_router(self._recipe)
+
+    def batch(self, step: int) -> LabelledBatch:
+        """The labelled rows of `step`, on the CPU."""
+        positions = self._order.positions(step)
+        batch = self._rows.batch(positions)
+        return LabelledBatch(batch.x0, batch.states, batch.mask, torch.from_numpy(self._labels[positions]))
+
+    def loss(self, model: nn.Module, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+        """Cross-entropy in nats on `batch`, noised with times and noise from `generator`: a scalar."""
+        config = self._recipe.train
+        device = batch.x0.device
+        t = sample_t(batch.x0.shape[0], config, generator, device)  # [B]
+        noise = torch.randn(batch.x0.shape, generator=generator, device=device)  # [B, C, H, W]
+        states, mask = drop_captions(batch.states, batch.mask, self._rows.null, config.condition_dropout, generator)
+        logits = model(interpolate(batch.x0, noise, t), t, states, mask)  # [B, K]
+        return F.cross_entropy(logits.float(), batch.labels)
+
+    def probe(self, model: nn.Module) -> float:
+        """Cross-entropy on the probe rows at fixed times and noise."""
+        return router_probe_loss(model, self._probe)
+
+
+def build_router(recipe: RouterRecipe) -> Router:
+    """An untrained router, its weights a function of `recipe.train.seed`."""
+    model = seeded(Router, recipe.model, recipe.train.seed)
+    assert isinstance(model, Router)
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the probe
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RouterProbe:
+    """The union of the experts' probe rows, with the cluster of each: labels int64 [n]."""
+
+    rows: Probe
+    labels: Tensor
+
+
+def join_probes(probes: list[Probe], seed: int) -> RouterProbe:
+    """The union of the probes of slots 0..K-1, in this order; all with captions of the same padded length."""
+    rows = Probe(
+        x0=torch.cat([probe.x0 for probe in probes]),
+        states=torch.cat([probe.states for probe in probes]),
+        mask=torch.cat([probe.mask for probe in probes]),
+        null=probes[0].null,
+        seed=seed,
+    )
+    return RouterProbe(rows, torch.cat([torch.full((len(probe.x0),), k) for k, probe in enumerate(probes)]))
+
+
+def load_router_probe(path: Path, clusters: int, seed: int) -> RouterProbe:
+    """The router's probe from a plan's probe file: the rows of slots "0" to "K-1".
+
+    Raises:
+        ValueError: the file is no probe set, or a slot has no rows in it.
+    """
+    return join_probes([load_probe(path, str(slot), seed) for slot in range(clusters)], seed)
+
+
+@torch.no_grad()
+def router_probe_loss(model: nn.Module, probe: RouterProbe) -> float:
+    """Mean cross-entropy in nats over the probe rows and `PROBE_TIMES`, in float32, every row with its own caption."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    rows = probe.rows
+    states, mask, labels = rows.states.to(device), rows.mask.to(device), probe.labels.to(device)
+    total = 0.0
+    for index, time in enumerate(PROBE_TIMES):
+        t = torch.full((rows.x0.shape[0],), time)  # [n]
+        x = interpolate(rows.x0, rows.noise(index), t)  # [n, C, H, W]
+        logits = model(x.to(device), t.to(device), states, mask)  # [n, K]
+        total += float(F.cross_entropy(logits.float(), labels))
+    model.train(training)
+    return total / len(PROBE_TIMES)
+
+
+def router_probe_loss_of_file(recipe: RouterRecipe, weights: Path, probe: RouterProbe) -> float:
+    """Probe loss of the router weights in a safetensors file.
+
+    Raises:
+        CheckpointError: the tensors are not those of the recipe.
+    """
+    model = seeded(Router, recipe.model, 0)
+    load_weights(model, weights)
+    return router_probe_loss(model, probe)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the bars
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def router_resumable_bar(recipe: RouterRecipe, probe: RouterProbe) -> float:
+    """Probe loss of the untrained weights of the recipe, which give every cluster the same probability: log K."""
+    return router_probe_loss(build_router(recipe), probe)
+
+
+def router_assemblable_bar(probe: RouterProbe) -> float:
+    """Entropy in nats of the probe's labels: the least cross-entropy of any router that looks at nothing."""
+    share = torch.bincount(probe.labels).double() / len(probe.labels)
+    return float(-(share[share > 0] * share[share > 0].log()).sum())

@@ -1,0 +1,611 @@
+"""The real transport: hivemind's DHT and libp2p daemon (p2pd). The only file of the project that imports hivemind.
+
+Why not hivemind's own front door (each point reproduced with hivemind 1.1.12):
+  - ``hivemind.DHT`` forks and dies of large messages: a ``DHTNode`` lives on the caller's event loop instead.
+  - hivemind's validators let plain values, junk subkeys and endless expirations through: ours refuses all but str
+    subkeys with bytes, of bounded size and finite expiration, that pass the caller's check.
+  - one refused record makes a reader drop the whole dictionary: ``_RecordGuard`` keeps the valid part instead.
+  - a reply's own expiration is not checked and decides when a search ends: it is recomputed from the valid records.
+  - a refused store can evict the newer record early, and dictionaries grow without bound: ``BoundedStorage``.
+  - caches answer with stale dictionaries: all of them are off.
+  - ``store`` counts its own copy as success: here True means that another node holds the record.
+  - an empty routing table stays empty: a watchdog dials and pings known peers again.
+  - a request that fails leaks its socket: ``_Control`` closes it.
+  - p2pd's death is silent, Ctrl-C in a terminal reaches it too: supervised, in a session of its own, killed with us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.validation import CompositeValidator
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError, P2PHandlerError
+from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
+from hivemind.proto import dht_pb2, p2pd_pb2
+from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
+
+from paris_swarm.dht_schemas.errors import RecordError
+from paris_swarm.dht_schemas.invite import peer_address, peer_id_in
+from paris_swarm.swarm import p2pd_launch
+from paris_swarm.swarm.socket_stream import SocketStream
+from paris_swarm.swarm.transport import (
+    FILE_PROTOCOL,
+    NotHeld,
+    PeerNotFound,
+    RecordCheck,
+    Stalled,
+    Stream,
+    StreamHandler,
+    TransportDown,
+    Unreachable,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_SUBKEYS = 256
+"""Records under one key that a node keeps; further signers are refused while these leases run."""
+MAX_RAW_RECORD = 8192
+"""Bytes of a packed value before it is decoded; the records themselves are at most 4 KiB."""
+REPLICAS = 5
+"""Other nodes that a record is stored on."""
+
+_CANDIDATES = 20
+_MAX_KNOWN = 64
+_CONTROL_S = 20.0
+_LOOKUP_S = 20.0
+_READ_BUFFER = 512 * 1024
+
+
+class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """hivemind's record storage, dictionaries only, at most ``subkeys`` records under a key.
+
+    ``store_subkey`` is True when this record (or a newer one of its subkey) is held afterwards. An older record never
+    shortens the life of a newer one. A full dictionary refuses newcomers: those in it can renew.
+    """
+
+    def __init__(self, subkeys: int) -> None:
+        super().__init__()
+        self._subkeys = subkeys
+
+    def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:
+        return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
+
+    def get(self, key: DHTID) -> Any:
+        """A copy: hivemind's search merges what others answer into the dictionary it starts from."""
+        entry = super().get(key)
+        if entry is None:
+            return None
+        copy = DictionaryDHTValue()
+        for subkey, (value, expiration) in entry.value.items():
+            copy.store(subkey, value, expiration)
+        return ValueWithExpiration(copy, entry.expiration_time)
+
+    def store_subkey(self, key: DHTID, subkey: object, value: object, expiration_time: float) -> bool:
+        entry = super().get(key)
+        records = entry.value if entry is not None else DictionaryDHTValue()
+        standing = records.get(subkey)
+        if standing is not None and standing.expiration_time >= expiration_time:
+            return bool(standing.expiration_time > expiration_time or standing.value == value)
+        if standing is None and len(records) >= self._subkeys:
+            return False
+        if not records.store(subkey, value, expiration_time):
+            return False
+        if entry is None or expiration_time > entry.expiration_time:
+            TimedStorage.store(self, key, records, expiration_time)
+        for storage in (self, records):
+            # Every renewal leaves its old place in the heap until that expires; a busy signer must not fill memory.
+            if len(storage.expiration_heap) > 2 * len(storage.key_to_heap) + 64:
+                storage.expiration_heap = list(storage.key_to_heap.values())
+                heapq.heapify(storage.expiration_heap)
+        return True
+
+
+class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
+    """hivemind's validator interface around ``check``: False for everything that is not a well-formed, valid record."""
+
+    def __init__(self, check: RecordCheck) -> None:
+        self._check = check
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            if not isinstance(record.value, bytes) or len(record.value) > MAX_RAW_RECORD or len(record.subkey) > 256:
+                raise ValueError("not bytes, or too many")
+            if not isinstance(record.expiration_time, float) or not math.isfinite(record.expiration_time):
+                raise ValueError("the expiration is not a finite number")
+            subkey, value = _unpack(record.subkey), _unpack(record.value)
+            if not isinstance(subkey, str) or not isinstance(value, bytes):
+                raise ValueError("not a str subkey with bytes")
+        except Exception as error:  # noqa: BLE001 - msgpack raises anything on hostile bytes, and all of it is a refusal
+            log.debug("refused a malformed record: %s", error)
+            return False
+        try:
+            self._check(record.key, subkey, value, record.expiration_time)
+        except RecordError as error:
+            log.debug("refused a record: %s", error)
+            return False
+        except Exception:
+            log.exception("the record check failed; the record was refused")
+            return False
+        return True
+
+
+class _RecordGuard:
+    """What a hivemind protocol does with dictionaries that come in: keep the valid records of each, drop the rest."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._find = protocol.call_find
+        protocol.storage = BoundedStorage(MAX_SUBKEYS)
+        protocol.cache = BoundedStorage(0)
+        protocol._validate_dictionary = self.keep_valid
+        protocol.call_find = self.call_find
+
+    def keep_valid(self, key: bytes, dictionary: object) -> bool:
+        """Called for every dictionary that a peer stores or answers with; changes it in place."""
+        if not isinstance(dictionary, DictionaryDHTValue):
+            return False
+        offered = sorted(dictionary.data.items(), key=lambda item: -item[1].expiration_time)[: 2 * MAX_SUBKEYS]
+        dictionary.clear()
+        dictionary.maxsize, dictionary.latest_expiration_time = math.inf, -math.inf
+        for subkey, (value, expiration) in offered:
+            if isinstance(subkey, str) and self._protocol._validate_record(
+                key, self._protocol.serializer.dumps(subkey), value, expiration
+            ):
+                dictionary.store(subkey, value, expiration)
+        return True
+
+    async def call_find(self, peer: PeerID, keys: Iterable[DHTID]) -> object:
+        """Ask a peer for keys; the answer's expiration becomes that of its newest valid record."""
+        answer = await self._find(peer, keys)
+        if answer is None:
+            return None
+        for key, (found, nearest) in answer.items():
+            if found is None or not isinstance(found.value, DictionaryDHTValue) or not found.value.data:
+                answer[key] = (None, nearest)
+            else:
+                answer[key] = (ValueWithExpiration(found.value, found.value.latest_expiration_time), nearest)
+        return answer
+
+
+class _LaunchedP2P(P2P):  # type: ignore[misc]
+    """P2P whose daemon is started through p2pd_launch.py: in a session of its own, ended with us."""
+
+    @staticmethod
+    def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+        command: list[str] = P2P._make_process_args(*args, **kwargs)
+        if not sys.executable:
+            return command
+        return [sys.executable, "-I", "-S", p2pd_launch.__file__, str(os.getpid()), *command]
+
+
+class _Control:
+    """Requests to p2pd over its Unix socket; every socket is closed, also when a request fails or is cancelled."""
+
+    def __init__(self, p2p: P2P) -> None:
+        self._path = p2p.daemon_listen_maddr.value_for_protocol("unix")
+
+    async def request(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:
+        """One request, one response. Raises TransportDown, or P2PDaemonError with p2pd's own words."""
+        response, _reader, writer = await self._exchange(request)
+        writer.close()
+        return response
+
+    async def open_stream(self, peer: PeerID) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The request's own socket becomes the stream. Raises as ``request``."""
+        opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[FILE_PROTOCOL])
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
+        _response, reader, writer = await self._exchange(request)
+        return reader, writer
+
+    async def _exchange(
+        self, request: p2pd_pb2.Request
+    ) -> tuple[p2pd_pb2.Response, asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._path, limit=_READ_BUFFER)
+        except OSError as error:
+            raise TransportDown(f"p2pd does not answer at {self._path} ({error}): start the node again") from error
+        try:
+            async with asyncio.timeout(_CONTROL_S):
+                await write_pbmsg(writer, request)
+                response = p2pd_pb2.Response()
+                await read_pbmsg_safe(reader, response)
+            if response.type == p2pd_pb2.Response.ERROR:
+                raise P2PDaemonError(response.error.msg)
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            writer.transport.abort()
+            if isinstance(error, TimeoutError):
+                raise P2PDaemonError(f"no answer within {_CONTROL_S:g} s") from error
+            raise TransportDown(f"p2pd closed its control connection ({error}): start the node again") from error
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return response, reader, writer
+
+
+class HivemindTransport:
+    """One p2pd and one DHTNode on the running event loop; make it with ``await HivemindTransport.start(...)``.
+
+    Not thread-safe: use it from the loop that started it. When that loop's thread ends, p2pd ends too.
+
+    Attributes:
+        unreachable_seeds: address -> why, of the seeds that did not answer at the start (they are tried again).
+    """
+
+    def __init__(self, p2p: P2P, *, observer: bool, watch_s: float) -> None:
+        self._p2p = p2p
+        self._control = _Control(p2p)
+        self._peer_id: str = p2p.peer_id.to_base58()
+        self._observer = observer
+        self._watch_s = watch_s
+        self._node: Any = None
+        self._validator: Any = None
+        self._handler: StreamHandler | None = None
+        self._known: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._incoming_tasks: set[asyncio.Task[Any]] = set()
+        self._alone = asyncio.Event()
+        self._closing = False
+        self.unreachable_seeds: dict[str, str] = {}
+
+    @classmethod
+    async def start(
+        cls,
+        identity_path: Path | str | None,
+        seeds: Sequence[str] = (),
+        *,
+        listen: str | Sequence[str] = "/ip4/127.0.0.1/tcp/0",
+        announce: Sequence[str] = (),
+        public: bool = False,
+        observer: bool = False,
+        startup_timeout: float = 60.0,
+        watch_s: float = 5.0,
+    ) -> HivemindTransport:
+        """Start p2pd, dial the seeds; streams work from here on. Seeds that do not answer do not fail the start.
+
+        Args:
+            identity_path: Ed25519 key file (libp2p PrivateKey protobuf); None: a fresh key that nobody keeps.
+            seeds: full multiaddrs, each ending in /p2p/<peer id>.
+            listen: where to listen; port 0 lets the system choose.
+            announce: addresses to tell others instead of the ones listened on.
+            public: reachable from outside: NAT detection, UPnP and relays on. Off, nothing leaves the addresses above.
+            observer: listens nowhere, keeps no records of others, serves no files.
+            watch_s: how often the watchdog looks at the routing table, seconds.
+
+        Raises:
+            TransportDown: p2pd did not start; the message holds its words.
+            ValueError: no such key file, or a seed that is not a full multiaddr.
+        """
+        if identity_path is not None and not Path(identity_path).is_file():
+            raise ValueError(f"there is no identity file at {identity_path}")  # hivemind would make an RSA key here
+        seeds = [peer_address(seed) for seed in seeds]
+        use_hivemind_log_handler("nowhere")
+        try:
+            p2p = await _LaunchedP2P.create(
+                identity_path=None if identity_path is None else str(identity_path),
+                host_maddrs=[listen] if isinstance(listen, str) else list(listen),
+                announce_maddrs=list(announce) or None,
+                no_listen=observer,
+                dht_mode="client" if observer else "server",
+                auto_nat=public,
+                nat_port_map=public,
+                use_relay=public,
+                check_if_identity_free=False,
+                startup_timeout=startup_timeout,
+            )
+        except (P2PDaemonError, OSError, TimeoutError) as error:
+            raise TransportDown(f"p2pd did not start: {error}") from error
+        self = cls(p2p, observer=observer, watch_s=watch_s)
+        try:
+            self._spawn(self._supervise())
+            if not observer:
+                await p2p.add_binary_stream_handler(FILE_PROTOCOL, self._incoming)
+            self._known.update({peer_id_in(seed): seed for seed in seeds})
+            answers = await asyncio.gather(*map(self.connect, seeds), return_exceptions=True)
+            for seed, answer in zip(seeds, answers, strict=True):
+                if isinstance(answer, Unreachable):
+                    self.unreachable_seeds[seed] = str(answer)
+                elif isinstance(answer, BaseException):
+                    raise answer
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    @property
+    def peer_id(self) -> str:
+        return self._peer_id
+
+    # ---- records
+
+    async def join_dht(self, check: RecordCheck) -> None:
+        self._need_up()
+        if self._node is not None:
+            raise ValueError("this transport has already joined the DHT")
+        self._validator = RecordValidator(check)
+        # No initial peers: the guard must stand before the first answer comes in.
+        self._node = await DHTNode.create(
+            p2p=self._p2p,
+            node_id=DHTID.generate(self._peer_id),
+            client_mode=self._observer,
+            record_validator=CompositeValidator([self._validator]),
+            cache_locally=False,
+            cache_nearest=0,
+            cache_on_store=False,
+            cache_refresh_before_expiry=0,
+            reuse_get_requests=False,
+            backoff_rate=1.0,
+        )
+        _RecordGuard(self._node.protocol)
+        await self._meet(await self.connected_peers())
+        self._spawn(self._watch())
+
+    async def store(self, key: str, subkey: str, value: bytes, until: float) -> bool:
+        protocol = self._need_joined().protocol
+        place, packed, until = DHTID.generate(key), protocol.serializer.dumps(value), float(until)
+        record = DHTRecord(place.to_bytes(), protocol.serializer.dumps(subkey), packed, until)
+        if not self._validator.validate(record):
+            log.warning("a record of our own does not pass our own check: %s", key)
+            return False
+        if not self._observer:
+            protocol.storage.store_subkey(place, subkey, packed, until)
+
+        async def store_at(peer: PeerID) -> bool:
+            return bool(await protocol.call_store(peer, [place], [packed], [until], [subkey]) == [True])
+
+        async with self._lookup(f"storing {key}"):
+            found = await self._node.find_nearest_nodes([place], k_nearest=_CANDIDATES, exclude_self=True)
+            candidates, accepted = list(found[place].values()), 0
+            while candidates and accepted < REPLICAS:
+                batch, candidates = candidates[: REPLICAS - accepted], candidates[REPLICAS - accepted :]
+                accepted += sum(await asyncio.gather(*map(store_at, batch)))
+        return accepted > 0
+
+    async def get(self, key: str) -> dict[str, tuple[bytes, float]]:
+        node = self._need_joined()
+        async with self._lookup(f"reading {key}"):
+            found = await node.get(key, latest=True)
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        return {
+            subkey: (item.value, item.expiration_time)
+            for subkey, item in found.value.items()
+            if isinstance(subkey, str) and isinstance(item.value, bytes) and item.expiration_time > time.time()
+        }
+
+    @contextlib.asynccontextmanager
+    async def _lookup(self, what: str) -> AsyncIterator[None]:
+        """Bound a DHT operation in time; wake the watchdog when it ends with nobody left to ask."""
+        try:
+            async with asyncio.timeout(_LOOKUP_S):
+                yield
+        except TimeoutError as error:
+            raise Stalled(f"{what} took longer than {_LOOKUP_S:g} s") from error
+        except (P2PDaemonError, P2PHandlerError, OSError) as error:
+            raise TransportDown(f"{what} failed: {error}") from error
+        if not self._contacts():
+            self._alone.set()
+
+    # ---- streams
+
+    def serve(self, handler: StreamHandler) -> None:
+        self._handler = handler
+
+    async def open_stream(self, peer_id: str, *, addresses: Sequence[str] = ()) -> Stream:
+        self._need_up()
+        for address in addresses:
+            with contextlib.suppress(Unreachable):
+                await self.connect(address)
+                break
+        try:
+            reader, writer = await self._control.open_stream(PeerID.from_base58(peer_id))
+        except P2PDaemonError as error:
+            if "protocols not supported" in str(error):
+                raise NotHeld(f"peer {peer_id} serves no files") from error
+            if "routing: not found" in str(error) or "failed to find any peer" in str(error):
+                raise PeerNotFound(f"nobody we are connected to knows an address of peer {peer_id}") from error
+            raise Unreachable(f"peer {peer_id} does not answer: {_first_line(error)}") from error
+        return SocketStream(peer_id, reader, writer)
+
+    async def _incoming(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = SocketStream(info.peer_id.to_base58(), reader, writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._incoming_tasks.add(task)
+        try:
+            if self._handler is not None and not self._closing:
+                await self._handler(stream.peer_id, stream)
+        finally:
+            self._incoming_tasks.discard(task)
+            await stream.close()
+
+    # ---- peers
+
+    async def connect(self, address: str) -> str:
+        self._need_up()
+        address = peer_address(address)
+        peer_id = peer_id_in(address)
+        target = p2pd_pb2.ConnectRequest(
+            peer=PeerID.from_base58(peer_id).to_bytes(),
+            addrs=[Multiaddr(address.rpartition("/p2p/")[0]).to_bytes()],
+            timeout=int(_CONTROL_S / 2),
+        )
+        try:
+            await self._control.request(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=target))
+        except P2PDaemonError as error:
+            raise Unreachable(f"nobody answers as this peer at {address}: {_first_line(error)}") from error
+        self._learn({peer_id: address})
+        self.unreachable_seeds.pop(address, None)
+        return peer_id
+
+    async def addresses(self) -> list[str]:
+        self._need_up()
+        if self._observer:
+            return []
+        response = await self._asked(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+        return [f"{Multiaddr(raw)}/p2p/{self._peer_id}" for raw in response.identify.addrs]
+
+    async def connected_peers(self) -> list[str]:
+        self._need_up()
+        response = await self._asked(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        return sorted({PeerID(peer.id).to_base58() for peer in response.peers})
+
+    async def known_addresses(self) -> list[str]:
+        peers = (await self.connected_peers())[:_MAX_KNOWN]
+        return [address for found in await asyncio.gather(*map(self._listening, peers)) for address in found]
+
+    async def _listening(self, peer_id: str) -> list[str]:
+        """Where a connected peer says it listens; the port of an inbound connection would not do."""
+        wanted = p2pd_pb2.DHTRequest(
+            type=p2pd_pb2.DHTRequest.FIND_PEER, peer=PeerID.from_base58(peer_id).to_bytes(), timeout=2
+        )
+        try:
+            response = await self._control.request(p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=wanted))
+        except P2PDaemonError:
+            return []
+        return [f"{Multiaddr(raw)}/p2p/{peer_id}" for raw in response.dht.peer.addrs]
+
+    async def clock_offset(self) -> float | None:
+        protocol = self._need_joined().protocol
+
+        async def offset(peer: PeerID) -> float | None:
+            asked = time.time()
+            try:
+                stub = protocol.get_stub(peer)
+                answer = await stub.rpc_ping(dht_pb2.PingRequest(peer=protocol.node_info), timeout=3.0)
+            except (P2PDaemonError, P2PHandlerError, OSError, TimeoutError):
+                return None
+            return float(answer.dht_time) - (asked + time.time()) / 2
+
+        peers = list(protocol.routing_table.peer_id_to_uid)[:8]
+        offsets = [found for found in await asyncio.gather(*map(offset, peers)) if found is not None]
+        return statistics.median(offsets) if offsets else None
+
+    def alive(self) -> bool:
+        return not self._closing and self._p2p._child.returncode is None
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._node is not None:
+            self._node.is_alive = False
+        control = self._p2p._client.control if self._p2p._client is not None else None
+        theirs = [self._p2p._listen_task, self._p2p._reader_task]
+        theirs += [control._read_task, control._write_task] if control is not None else []
+        tasks = [task for task in (*self._tasks, *self._incoming_tasks, *theirs) if task is not None]
+        child = self._p2p._child
+        self._p2p._terminate()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(5.0):
+                await child.wait()
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+        child._transport.close()
+
+    # ---- staying connected
+
+    def _contacts(self) -> int:
+        return len(self._node.protocol.routing_table.peer_id_to_uid) if self._node is not None else 0
+
+    async def _meet(self, peer_ids: Iterable[str]) -> None:
+        """Ping peers into the routing table, then let the table fill from theirs."""
+        node = self._node
+        peers = [PeerID.from_base58(peer_id) for peer_id in peer_ids if peer_id != self._peer_id]
+        for peer, answered in zip(peers, await asyncio.gather(*map(node.protocol.call_ping, peers)), strict=True):
+            if answered is not None:
+                node.blacklist.register_success(peer)
+        await asyncio.sleep(0)  # call_ping updates the table in a task of its own
+        if self._contacts():
+            with contextlib.suppress(TimeoutError, P2PDaemonError, P2PHandlerError):
+                async with asyncio.timeout(_LOOKUP_S):
+                    await node.find_nearest_nodes([node.node_id])
+
+    async def _watch(self) -> None:
+        """Keep the routing table filled: at once when it is empty, now and then for known peers missing from it."""
+        pause, rounds = self._watch_s, 0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._alone.wait()
+                    await asyncio.sleep(min(1.0, self._watch_s))
+            self._alone.clear()
+            rounds += 1
+            try:
+                met = {peer.to_base58() for peer in self._node.protocol.routing_table.peer_id_to_uid}
+                if not met or rounds % 12 == 0:
+                    missing = {peer: address for peer, address in self._known.items() if peer not in met}
+                    await asyncio.gather(*map(self.connect, missing.values()), return_exceptions=True)
+                    await self._meet({*missing, *await self.connected_peers()} - met)
+                if met and rounds % 12 == 1:
+                    self._learn({peer_id_in(address): address for address in await self.known_addresses()})
+            except (TransportDown, P2PDaemonError) as error:
+                log.warning("the network daemon does not answer: %s", error)
+            pause = self._watch_s if self._contacts() else min(2 * pause, 60.0)
+
+    def _learn(self, addresses: dict[str, str]) -> None:
+        for peer, address in addresses.items():
+            if peer != self._peer_id and (peer in self._known or len(self._known) < _MAX_KNOWN):
+                self._known.setdefault(peer, address)
+
+    async def _supervise(self) -> None:
+        code = await self._p2p._child.wait()
+        if not self._closing:
+            log.error("p2pd ended with exit status %s: this node is offline until it is started again", code)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _asked(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:
+        try:
+            return await self._control.request(request)
+        except P2PDaemonError as error:
+            raise TransportDown(f"p2pd refused a request: {error}") from error
+
+    def _need_up(self) -> None:
+        if not self.alive():
+            raise TransportDown("p2pd is not running: start the node again")
+
+    def _need_joined(self) -> Any:
+        self._need_up()
+        if self._node is None:
+            raise TransportDown("this node has not joined the DHT: call join_dht first")
+        return self._node
+
+
+def _unpack(raw: bytes) -> object:
+    unpacked: object = msgpack.unpackb(raw, raw=False, ext_hook=_refuse_extension, strict_map_key=True)
+    return unpacked
+
+
+def _refuse_extension(code: int, data: bytes) -> object:
+    raise ValueError(f"msgpack extension {code}")
+
+
+def _first_line(error: Exception) -> str:
+    """p2pd's message on one line: what it tried, without its indentation."""
+    return "; ".join(part.strip(" *") for part in str(error).splitlines() if part.strip())[:400]

@@ -1,0 +1,466 @@
+"""Content store: blobs and files named by the digest that commits to them, and half-fetched files that can go on.
+
+    <folder>/blobs/<digest>             plan.json by plan id, manifests by root; at most one wire payload each
+    <folder>/roots/<root>/index.json    kind and file entries: what ``chunk(root, file, chunk)`` means
+    <folder>/roots/<root>/files/<name>  whole files only
+    <folder>/roots/<root>/partial/<name>, maps/<name>
+                                        a file being fetched, and one bit a chunk: which chunks it has
+    <folder>/pins.json                  roots that ``delete`` refuses, with the reason
+
+The store trusts no byte it reads back: a chunk is hashed before it is served, a chunk map is only a hint which chunks
+of a partial file to hash when a download goes on. A file that fails its digest is set aside (``*.corrupt-N``), never
+deleted. Everything here blocks: the event loop calls it through ``asyncio.to_thread``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
+from paris_swarm.dht_schemas.errors import DigestMismatch
+from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
+from paris_swarm.dht_schemas.manifest import FileEntry, check_file_name, check_unique_names, open_manifest
+
+log = logging.getLogger(__name__)
+
+RootKind = Literal["checkpoint", "plan"]
+
+MAX_BLOB = CHUNK
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoredRoot:
+    """One root as the store holds it. bytes: of whole files; total: of all files its index names."""
+
+    root: str
+    kind: RootKind
+    bytes: int
+    total: int
+    complete: bool
+    pinned: str | None
+
+
+class ContentStore:
+    """Blobs and files by digest, in one folder.
+
+    Args:
+        folder: made when missing.
+
+    Raises:
+        OSError: no space or no permission; nothing already stored is lost.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "roots").mkdir(exist_ok=True)
+
+    # ---- blobs --------------------------------------------------------------
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes under their BLAKE3 digest and return it (64 hex digits)."""
+        if len(data) > MAX_BLOB:
+            raise ValueError(f"a blob of {len(data)} bytes; the most is {MAX_BLOB}: store it as a file")
+        digest = blake3_hex(data)
+        path = self._blob_path(digest)
+        if not path.exists() or path.read_bytes() != data:
+            atomic_write(path, data)
+        return digest
+
+    def read_blob(self, digest: str) -> bytes | None:
+        """A blob's bytes, or None when it is not here. Raises DigestMismatch (and sets it aside) when it is damaged."""
+        path = self._blob_path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if blake3_hex(data) != digest:
+            aside = quarantine(path)
+            raise DigestMismatch(f"blob {digest} in {path.parent} was changed on disk; set aside as {aside.name}")
+        return data
+
+    # ---- whole files ----------------------------------------------------------
+
+    def put_folder(self, manifest: bytes, folder: Path) -> str:
+        """Take in a checkpoint: its manifest and the files it names, hard-linked (copied across file systems).
+
+        Returns:
+            The root: BLAKE3 of the manifest's bytes.
+
+        Raises:
+            DigestMismatch: a file of the folder is not what the manifest says.
+        """
+        root = blake3_hex(manifest)
+        opened = open_manifest(manifest, root, cap_bytes=sys.maxsize)
+        self.put_files(root, opened.files, folder, kind="checkpoint")
+        self.put_blob(manifest)
+        return root
+
+    def put_files(self, root: str, entries: Sequence[FileEntry], folder: Path, *, kind: RootKind) -> None:
+        """Take in files under a root that commits to them in its own way (a plan id: the plan names its files)."""
+        self.begin(root, entries, kind=kind)
+        for entry in entries:
+            target = self._file_path(root, entry.name)
+            if _bad_chunks(target, entry):
+                _link(Path(folder) / entry.name, target)
+                bad = _bad_chunks(target, entry)
+                if bad:
+                    target.unlink()
+                    raise DigestMismatch(f"{Path(folder) / entry.name} is not what {root} says: {bad[0]}")
+
+    def link_into(self, root: str, blob: bytes, blob_name: str, folder: Path) -> None:
+        """Lay a whole root out as a folder: every file (hard-linked or copied), then ``blob`` as ``blob_name``.
+
+        The blob comes last, so its presence says that the folder is complete.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.entries(root):
+            _link(self.path(root, entry.name), folder / entry.name)
+        atomic_write(folder / blob_name, blob)
+
+    def path(self, root: str, name: str) -> Path:
+        """Where a whole file lies. Raises FileNotFoundError when the store does not hold it whole."""
+        for entry in self.entries(root):
+            if entry.name == name and self._whole(root, entry):
+                return self._file_path(root, name)
+        raise FileNotFoundError(f"{name} of {root} is not in the content store {self.folder}")
+
+    def has(self, root: str) -> bool:
+        """Whether every file of the root is here in full length (``verify`` hashes them)."""
+        index = self._index(root)
+        return index is not None and all(self._whole(root, entry) for entry in index[1])
+
+    def entries(self, root: str) -> tuple[FileEntry, ...]:
+        """The root's files. Raises FileNotFoundError for a root never begun."""
+        index = self._index(root)
+        if index is None:
+            raise FileNotFoundError(f"root {root} is not in the content store {self.folder}")
+        return index[1]
+
+    def kind(self, root: str) -> RootKind:
+        """What the root stands for. Raises FileNotFoundError for a root never begun."""
+        index = self._index(root)
+        if index is None:
+            raise FileNotFoundError(f"root {root} is not in the content store {self.folder}")
+        return index[0]
+
+    def missing(self, root: str) -> dict[str, tuple[int, ...]]:
+        """Chunks not here yet, by file; partial files count by their maps. Raises FileNotFoundError as ``entries``."""
+        absent: dict[str, tuple[int, ...]] = {}
+        for entry in self.entries(root):
+            if not self._whole(root, entry):
+                held = _read_map(self._map_path(root, entry.name), len(entry.chunks))
+                absent[entry.name] = tuple(i for i in range(len(entry.chunks)) if i not in held)
+        return absent
+
+    def read_chunk(self, root: str, file: int, chunk: int) -> bytes | None:
+        """One chunk of a whole file, hashed; None when it is not here.
+
+        Raises:
+            DigestMismatch: the file was changed on disk; it was set aside.
+        """
+        index = self._index(root)
+        if index is None or file >= len(index[1]) or chunk >= len(index[1][file].chunks):
+            return None
+        entry = index[1][file]
+        path = self._file_path(root, entry.name)
+        try:
+            with open(path, "rb") as stored:
+                stored.seek(chunk * CHUNK)
+                data = stored.read(min(CHUNK, entry.length - chunk * CHUNK))
+        except FileNotFoundError:
+            return None
+        if blake3_hex(data) != entry.chunks[chunk]:
+            aside = quarantine(path)
+            raise DigestMismatch(f"chunk {chunk} of {path} was changed on disk; the file was set aside as {aside.name}")
+        return data
+
+    def verify(self, root: str) -> list[str]:
+        """Hash every whole file; the names of those that fail, which are set aside."""
+        return [entry.name for entry in self.entries(root) if not self.verify_file(root, entry)]
+
+    def verify_file(self, root: str, entry: FileEntry) -> bool:
+        """Hash one file if it is here: True when it is right or absent, False when it failed and was set aside."""
+        path = self._file_path(root, entry.name)
+        if not path.exists():
+            return True
+        bad = _bad_chunks(path, entry)
+        if bad:
+            log.warning("%s of %s: %s; set aside as %s", entry.name, root, bad[0], quarantine(path).name)
+        return not bad
+
+    # ---- fetching ---------------------------------------------------------------
+
+    def begin(self, root: str, entries: Sequence[FileEntry], *, kind: RootKind) -> None:
+        """Note what a root consists of, so that its files can come in; the caller has verified the entries.
+
+        May be called again; other entries than before replace them (only one list can match the root).
+        """
+        check_unique_names(entries)
+        for part in ("files", "partial", "maps"):
+            (self._root_path(root) / part).mkdir(parents=True, exist_ok=True)
+        if self._index(root) != (kind, tuple(entries)):
+            files = [{"name": e.name, "length": e.length, "chunks": list(e.chunks)} for e in entries]
+            atomic_write_json(self._root_path(root) / "index.json", {"v": 1, "kind": kind, "files": files})
+
+    def open_partial(self, root: str, entry: FileEntry) -> PartialFile:
+        """Go on with a file (or start it): hashes the chunks its map claims. Close it, or ``finish`` it."""
+        return PartialFile(
+            entry,
+            partial=self._root_path(root) / "partial" / check_file_name(entry.name),
+            chunk_map=self._map_path(root, entry.name),
+            final=self._file_path(root, entry.name),
+        )
+
+    # ---- keeping and letting go ---------------------------------------------------
+
+    def roots(self) -> list[StoredRoot]:
+        """Everything stored, by root."""
+        pins = self.pins()
+        found: list[StoredRoot] = []
+        for path in sorted((self.folder / "roots").iterdir()):
+            index = self._index(path.name) if _DIGEST.fullmatch(path.name) else None
+            if index is not None:
+                kind, entries = index
+                whole = [entry for entry in entries if self._whole(path.name, entry)]
+                found.append(
+                    StoredRoot(
+                        root=path.name,
+                        kind=kind,
+                        bytes=sum(entry.length for entry in whole),
+                        total=sum(entry.length for entry in entries),
+                        complete=len(whole) == len(entries),
+                        pinned=pins.get(path.name),
+                    )
+                )
+        return found
+
+    def pins(self) -> dict[str, str]:
+        """Pinned roots and why."""
+        path = self.folder / "pins.json"
+        try:
+            pins = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            log.warning("%s is not JSON; set aside as %s", path, quarantine(path).name)
+            return {}
+        return {str(root): str(reason) for root, reason in pins.items()} if isinstance(pins, dict) else {}
+
+    def pin(self, root: str, reason: str) -> None:
+        """Keep a root: ``delete`` refuses it until it is unpinned."""
+        atomic_write_json(self.folder / "pins.json", {**self.pins(), _checked_digest(root): reason})
+
+    def unpin(self, root: str) -> None:
+        """Let a root go; no error when it was not pinned."""
+        atomic_write_json(self.folder / "pins.json", {r: why for r, why in self.pins().items() if r != root})
+
+    def delete(self, root: str) -> None:
+        """Remove a root, its manifest and its partial files. Raises ValueError when it is pinned."""
+        reason = self.pins().get(root)
+        if reason is not None:
+            raise ValueError(f"root {root} is pinned ({reason}): unpin it first")
+        path = self._root_path(root)
+        if path.exists():
+            # Renamed first: a half-deleted root must not look like one to serve or to go on with.
+            doomed = Path(tempfile.mkdtemp(prefix="deleted-", dir=self.folder))
+            os.replace(path, doomed / root)
+            shutil.rmtree(doomed)
+        self._blob_path(root).unlink(missing_ok=True)
+
+    # ---- inside ---------------------------------------------------------------------
+
+    def _blob_path(self, digest: str) -> Path:
+        return self.folder / "blobs" / _checked_digest(digest)
+
+    def _root_path(self, root: str) -> Path:
+        return self.folder / "roots" / _checked_digest(root)
+
+    def _file_path(self, root: str, name: str) -> Path:
+        return self._root_path(root) / "files" / check_file_name(name)
+
+    def _map_path(self, root: str, name: str) -> Path:
+        return self._root_path(root) / "maps" / check_file_name(name)
+
+    def _whole(self, root: str, entry: FileEntry) -> bool:
+        try:
+            return self._file_path(root, entry.name).stat().st_size == entry.length
+        except FileNotFoundError:
+            return False
+
+    def _index(self, root: str) -> tuple[RootKind, tuple[FileEntry, ...]] | None:
+        path = self._root_path(root) / "index.json"
+        try:
+            index: Any = json.loads(path.read_bytes())
+            kind: RootKind = "plan" if index["kind"] == "plan" else "checkpoint"
+            return kind, tuple(
+                FileEntry(name=f["name"], length=f["length"], chunks=tuple(f["chunks"])) for f in index["files"]
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s); set aside as %s", path, error, quarantine(path).name)
+            return None
+
+
+class PartialFile:
+    """One file being fetched: chunks in any order, each hashed before it is written.
+
+    Attributes:
+        entry: what the file has to become.
+    """
+
+    def __init__(self, entry: FileEntry, *, partial: Path, chunk_map: Path, final: Path) -> None:
+        self.entry = entry
+        self._partial, self._map_path, self._final = partial, chunk_map, final
+        self._lock = threading.Lock()
+        self._held: set[int] = set()
+        claimed = _read_map(chunk_map, len(entry.chunks))
+        self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            if entry.length and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, 0, entry.length)  # no space is said now, not after an hour
+            os.ftruncate(self._fd, entry.length)
+            for index in sorted(claimed):
+                if blake3_hex(self._read(index)) == entry.chunks[index]:
+                    self._held.add(index)
+            if self._held != claimed:
+                log.warning("%s: %d chunks changed on disk", partial, len(claimed) - len(self._held))
+            self._write_map()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is here; ``finish`` then makes the file whole."""
+        return len(self._held) == len(self.entry.chunks)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of chunks still to come, ascending."""
+        return [index for index in range(len(self.entry.chunks)) if index not in self._held]
+
+    def size(self, index: int) -> int:
+        """Bytes of one chunk; only the last one may be shorter than CHUNK."""
+        return min(CHUNK, self.entry.length - index * CHUNK)
+
+    def write(self, index: int, data: bytes) -> None:
+        """Hash a chunk and write it. Raises DigestMismatch, in which case nothing was written."""
+        if len(data) != self.size(index) or blake3_hex(data) != self.entry.chunks[index]:
+            raise DigestMismatch(f"chunk {index} of {self.entry.name} does not match its digest")
+        view, offset = memoryview(data), index * CHUNK
+        # Locked whole: a close from another thread must not hand this descriptor's number to another file meanwhile.
+        with self._lock:
+            if self._fd < 0:
+                raise ValueError(f"{self.entry.name} was closed")
+            while len(view):
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+            self._held.add(index)
+            self._write_map()
+
+    def finish(self) -> Path:
+        """Make the file whole: flush, move into place, drop the map. Raises ValueError while chunks are missing."""
+        if self.missing:
+            raise ValueError(f"{self.entry.name} still misses {len(self.missing)} chunks")
+        os.fsync(self._fd)
+        self.close()
+        # Two downloads of one root in one process share the partial file: whoever is first moves it.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._partial, self._final)
+        self._map_path.unlink(missing_ok=True)
+        return self._final
+
+    def close(self) -> None:
+        """Let go of the file; what was written stays for the next time."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read(self, index: int) -> bytes:
+        return os.pread(self._fd, self.size(index), index * CHUNK)
+
+    def _write_map(self) -> None:
+        bits = bytearray(-(-len(self.entry.chunks) // 8))
+        for index in self._held:
+            bits[index // 8] |= 1 << index % 8
+        # Not synced: after a power cut the map may claim too much or too little, and both are found out by hashing.
+        with open(self._map_path, "wb") as file:
+            file.write(bits)
+
+
+def _read_map(path: Path, chunks: int) -> set[int]:
+    try:
+        bits = path.read_bytes()
+    except FileNotFoundError:
+        return set()
+    return {index for index in range(min(chunks, 8 * len(bits))) if bits[index // 8] >> index % 8 & 1}
+
+
+def _bad_chunks(path: Path, entry: FileEntry) -> list[str]:
+    """What is wrong with a file, in words; empty when every chunk matches."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return ["the file is missing"]
+    if size != entry.length:
+        return [f"it has {size} bytes, not {entry.length}"]
+    return [
+        f"chunk {index} does not match its digest"
+        for index, data in enumerate(_chunks(path))
+        if blake3_hex(data) != entry.chunks[index]
+    ]
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while data := file.read(CHUNK):
+            yield data
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put ``source`` at ``target``, replacing what is there: hard link, or a copy where that is not possible."""
+    if target.exists() and os.path.samefile(source, target):
+        return
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, temporary, follow_symlinks=True)
+    os.replace(temporary, target)
+
+
+def _checked_digest(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is not a BLAKE3 digest (64 lower-case hex digits)")
+    return digest
+
+
+def total_bytes(entries: Iterable[FileEntry]) -> int:
+    """Sum of the files' lengths, bytes."""
+    return sum(entry.length for entry in entries)

@@ -1,0 +1,265 @@
+"""The file protocol ``/paris-swarm/files/1``, sans I/O: bytes in, requests or responses out; no socket, no clock.
+
+All integers are big-endian. Either side MUST open with a hello and MUST NOT send anything before it; a client MAY send
+requests without waiting for the server's hello.
+
+    hello     8 bytes   "PSWF" | version u16 = 1 | reserved u16 = 0
+    request  40 bytes   kind u8 (1 blob, 2 chunk) | reserved u8 = 0 | file u16 | chunk u32 | digest 32 bytes
+    response 12 bytes   status u8 | encoding u8 (0 raw, 1 zstd) | reserved u16 = 0 | length u32 | payload u32, payload
+
+  W1  a blob request names a blob by its BLAKE3 digest (plan.json by plan id, a manifest by its root); file = chunk = 0
+  W2  a chunk request names (root or plan id, index of the file in its manifest or plan, index of the chunk)
+  W3  responses come in the order of the requests; a response nobody asked for is an error
+  W4  status 0 ok, 1 not held, 2 busy, 3 damaged (the server's own copy fails its digest); all but 0 carry nothing
+  W5  length is what the payload stands for, at most what the request can ask for; raw: payload = length;
+      zstd: one frame that states its content size = length, payload < length. Nothing longer is ever allocated
+  W6  the digest decides: a receiver MUST hash what it got before using it
+
+An error is final: a reader that raised BadFrame raises it again for everything after.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+
+import zstandard
+
+from paris_swarm.dht_schemas.digest import CHUNK
+from paris_swarm.dht_schemas.errors import RecordError
+
+VERSION = 1
+MAGIC = b"PSWF"
+MAX_PAYLOAD = CHUNK
+"""Largest payload of any response, bytes: one chunk. Plans and manifests (at most 1 MiB) fit."""
+
+_HELLO = struct.Struct(">4sHH")
+_REQUEST = struct.Struct(">BBHI32s")
+_RESPONSE = struct.Struct(">BBHII")
+
+HELLO = _HELLO.pack(MAGIC, VERSION, 0)
+REQUEST_SIZE = _REQUEST.size
+
+_ZSTD_LEVEL = 1
+_WORTHWHILE = 0.9
+
+
+class BadFrame(RecordError):
+    """The other end does not speak the file protocol as it should: it was disconnected."""
+
+    rule = "R-WIRE-1"
+
+
+class RequestKind(IntEnum):
+    """What a request asks for."""
+
+    BLOB = 1
+    CHUNK = 2
+
+
+class Status(IntEnum):
+    """What a server says about one request."""
+
+    OK = 0
+    NOT_HELD = 1
+    BUSY = 2
+    DAMAGED = 3
+
+
+class Encoding(IntEnum):
+    """How a payload is written."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. digest: 64 lower-case hex digits; file and chunk are 0 for a blob."""
+
+    kind: RequestKind
+    digest: str
+    file: int = 0
+    chunk: int = 0
+
+    def to_bytes(self) -> bytes:
+        """The 40 bytes on the wire. Raises ValueError for a field out of range."""
+        digest = bytes.fromhex(self.digest)
+        if len(digest) != 32 or not (0 <= self.file < 1 << 16 and 0 <= self.chunk < 1 << 32):
+            raise ValueError(f"no such request on the wire: {self}")
+        return _REQUEST.pack(self.kind, 0, self.file, self.chunk, digest)
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response. length: bytes the payload stands for once decoded."""
+
+    status: Status
+    encoding: Encoding = Encoding.RAW
+    length: int = 0
+    payload: bytes = b""
+
+    def header(self) -> bytes:
+        """The 12 bytes before the payload."""
+        return _RESPONSE.pack(self.status, self.encoding, 0, self.length, len(self.payload))
+
+
+class _Reader:
+    """Gathers exactly the bytes of the next piece. ``wants`` is how many are still missing (0: nothing is due)."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._greeted = False
+        self._failed: BadFrame | None = None
+
+    def _next_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def wants(self) -> int:
+        """How many bytes to read before anything can come out; never more than one payload."""
+        due = self._next_size() if self._greeted else _HELLO.size
+        return max(0, due - len(self._buffer))
+
+    def _take(self, data: bytes | memoryview) -> None:
+        """Cut incoming bytes into pieces; each piece may change the size of the next one."""
+        if self._failed is not None:
+            raise self._failed
+        view = memoryview(data)
+        try:
+            while len(view):
+                missing = self.wants
+                if missing == 0:
+                    raise BadFrame(f"{len(view)} bytes came that nobody asked for")
+                self._buffer += view[:missing]
+                view = view[missing:]
+                if self.wants == 0:
+                    piece = bytes(self._buffer)
+                    self._buffer.clear()
+                    if self._greeted:
+                        self._piece(piece)
+                    else:
+                        _check_hello(piece)
+                        self._greeted = True
+        except BadFrame as error:
+            self._failed = error
+            raise
+
+    def _piece(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+
+class RequestReader(_Reader):
+    """The server's ear: hello, then requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requests: list[Request] = []
+
+    def _next_size(self) -> int:
+        return _REQUEST.size
+
+    def _piece(self, piece: bytes) -> None:
+        kind, reserved, file, chunk, digest = _REQUEST.unpack(piece)
+        if kind not in iter(RequestKind) or reserved != 0:
+            raise BadFrame(f"a request of unknown kind {kind} (reserved byte {reserved})")
+        if kind == RequestKind.BLOB and (file or chunk):
+            raise BadFrame(f"a blob request with file {file}, chunk {chunk}: both must be 0")
+        self._requests.append(Request(RequestKind(kind), digest.hex(), file, chunk))
+
+    def receive(self, data: bytes | memoryview) -> list[Request]:
+        """Requests that these bytes complete. Raises BadFrame."""
+        self._take(data)
+        done, self._requests = self._requests, []
+        return done
+
+
+class ResponseReader(_Reader):
+    """The client's ear: hello, then one response for each expected one, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits: deque[tuple[int, int]] = deque()
+        self._head: tuple[Status, Encoding, int, int] | None = None
+        self._responses: list[Response] = []
+
+    def expect(self, least: int, most: int) -> None:
+        """One request was sent whose answer decodes to ``least`` to ``most`` bytes."""
+        if not 0 <= least <= most <= MAX_PAYLOAD:
+            raise ValueError(f"a response of {least} to {most} bytes cannot be expected; the most is {MAX_PAYLOAD}")
+        self._limits.append((least, most))
+
+    def _next_size(self) -> int:
+        if self._head is not None:
+            return self._head[3]
+        return _RESPONSE.size if self._limits else 0
+
+    def _piece(self, piece: bytes) -> None:
+        if self._head is None:
+            self._head = self._parse_head(piece)
+            if self._head[3] > 0:
+                return
+            piece = b""
+        status, encoding, length, _size = self._head
+        self._head = None
+        self._limits.popleft()
+        self._responses.append(Response(status, encoding, length, piece))
+
+    def _parse_head(self, piece: bytes) -> tuple[Status, Encoding, int, int]:
+        status, encoding, reserved, length, size = _RESPONSE.unpack(piece)
+        least, most = self._limits[0]
+        if status not in iter(Status) or encoding not in iter(Encoding) or reserved != 0:
+            raise BadFrame(f"a response of unknown status {status} or encoding {encoding}")
+        if status != Status.OK:
+            if length or size or encoding:
+                raise BadFrame(f"a response of status {Status(status).name} that carries {size} bytes")
+        elif not least <= length <= most:
+            raise BadFrame(f"a response of {length} bytes where {least} to {most} were asked for")
+        elif size != length if encoding == Encoding.RAW else not 0 < size < length:
+            raise BadFrame(f"a {Encoding(encoding).name} payload of {size} bytes for {length}")
+        return Status(status), Encoding(encoding), length, size
+
+    def receive(self, data: bytes | memoryview) -> list[Response]:
+        """Responses that these bytes complete. Raises BadFrame."""
+        self._take(data)
+        done, self._responses = self._responses, []
+        return done
+
+
+def _check_hello(piece: bytes) -> None:
+    magic, version, reserved = _HELLO.unpack(piece)
+    if magic != MAGIC:
+        raise BadFrame(f"the stream opens with {piece!r}, not with the hello of the file protocol")
+    if version != VERSION or reserved != 0:
+        raise BadFrame(f"the peer speaks version {version} of the file protocol, this node speaks {VERSION}")
+
+
+def encode_payload(data: bytes) -> Response:
+    """The response for ``data``: zstd level 1 when that is at least a tenth smaller, raw otherwise."""
+    if len(data) > MAX_PAYLOAD:
+        raise ValueError(f"{len(data)} bytes do not fit one response; the most is {MAX_PAYLOAD}")
+    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(data)
+    if len(packed) <= _WORTHWHILE * len(data):
+        return Response(Status.OK, Encoding.ZSTD, len(data), packed)
+    return Response(Status.OK, Encoding.RAW, len(data), data)
+
+
+def decode_payload(response: Response) -> bytes:
+    """The bytes an OK response stands for, exactly ``length`` of them. Raises BadFrame (W5)."""
+    if response.encoding == Encoding.RAW:
+        return response.payload
+    try:
+        # The frame's own statement is checked first: zstandard allocates what the frame states.
+        stated = zstandard.get_frame_parameters(response.payload).content_size
+        if stated != response.length:
+            raise BadFrame(f"a zstd frame of {stated} bytes where {response.length} were declared")
+        data: bytes = zstandard.ZstdDecompressor().decompress(
+            response.payload, max_output_size=response.length, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise BadFrame(f"a payload that zstd cannot read: {error}") from error
+    if len(data) != response.length:
+        raise BadFrame(f"a zstd frame of {len(data)} bytes where {response.length} were declared")
+    return data
