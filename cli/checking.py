@@ -36,7 +36,9 @@ def check_weights(
     for path in sorted(folder.glob("*.safetensors")):
         bad = next(nonfinite_tensors(path), None)
         if bad is not None:
-            raise NotFinite(f"slot {slot}, checkpoint {announcement.root[:12]}: {bad} in {path.name} holds NaN or infinity")
+            raise NotFinite(
+                f"slot {slot}, checkpoint {announcement.root[:12]}: {bad} in {path.name} holds NaN or infinity"
+            )
     loss = probe_loss(plan_folder, slot, folder / EMA_FILE)
     TrustedSwarm(plan_folder.opened).feed_probe(
         announcement, loss, bar="resumable" if purpose == "resume" else "assemblable"

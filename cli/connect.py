@@ -88,7 +88,9 @@ async def observing(home: Home, invite: Invite) -> AsyncIterator[Connected]:
     try:
         transport = await HivemindTransport.start(observer.identity_path, seeds=seeds(home, invite), observer=True)
         try:
-            opened = await fetch_plan(transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)])
+            opened = await fetch_plan(
+                transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)]
+            )
             plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
             node = SwarmNode(home, identity, transport, opened, observer=True)
             await node.join()

@@ -37,7 +37,7 @@ def exit_code(error: BaseException) -> int | None:
     names = {cls.__name__ for cls in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, Incomplete):
+    if isinstance(error, Incomplete) or "MissingExperts" in names:
         return INCOMPLETE
     if isinstance(error, Unverified) or names & {"RecordError", "FolderError"}:
         return UNVERIFIED

@@ -1,10 +1,10 @@
 """A plan folder on disk: plan.json (the signed envelope) and the files it names by digest.
 
-    plan.json                the DSSE envelope; its BLAKE3 is the plan id
-    centroids.safetensors    "centroids" F32 [K, F], L2-normalised feature space
-    probe.safetensors        the open half of the probe set, and the empty prompt's encoding (expert.verify)
-    held_out.safetensors     "digests" U8 [n, 16]: rows nobody may train on (both halves of the probe set)
-    cluster-<k>.png          example pictures of each cluster
+plan.json                the DSSE envelope; its BLAKE3 is the plan id
+centroids.safetensors    "centroids" F32 [K, F], L2-normalised feature space
+probe.safetensors        the open half of the probe set, and the empty prompt's encoding (expert.verify)
+held_out.safetensors     "digests" U8 [n, 16]: rows nobody may train on (both halves of the probe set)
+cluster-<k>.png          example pictures of each cluster
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from paris_swarm.cli import plan_folder as files
 from paris_swarm.cli.tasks import data_facts
@@ -86,8 +87,10 @@ def write_plan(
         report = _write(data, draft, folder, identity, options, sealed_folder, say)
         if folder.exists():
             folder.rmdir()
+        for path in draft.iterdir():
+            path.chmod(0o644)
+        draft.chmod(0o755)
         draft.rename(folder)
-        folder.chmod(0o755)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return report
@@ -106,15 +109,17 @@ def _write(
     from safetensors.numpy import save_file
 
     from paris_swarm.expert.verify import probe_set_bytes
-    from paris_swarm.router.partition import cluster_report, two_stage, write_grids
+    from paris_swarm.router.partition import cluster_report, example_grid, partition
 
     say("clustering the features")
-    partition = two_stage(data.features(), options.clusters, seed=options.seed)
-    report = cluster_report(data.features(), partition, seed=options.seed)
-    grids = write_grids(draft, data, partition)
+    found = partition(data.features(), options.clusters, seed=options.seed)
+    report = cluster_report(data.features(), found, captions=data.captions(), seed=options.seed)
+    grids = [f"cluster-{cluster}.png" for cluster in range(options.clusters)]
+    for name, rows in zip(grids, report.examples, strict=True):
+        atomic_write(draft / name, example_grid(data.pixels(rows)))
 
     say("choosing the probe set")
-    open_rows, sealed_rows = choose_probe_rows(data, partition.labels, options.clusters, options.seed)
+    open_rows, sealed_rows = choose_probe_rows(data, found.labels, options.clusters, options.seed)
     null_states, null_length = np.asarray(data.null_states), int(data.manifest["null_length"])
 
     def probe_bytes(chosen: dict[str, NDArray[np.int64]]) -> bytes:
@@ -123,7 +128,7 @@ def _write(
 
     held = np.concatenate([*open_rows.values(), *sealed_rows.values()])
     digests = np.unique(np.asarray(data.digests)[held], axis=0)
-    save_file({"centroids": partition.centroids}, draft / files.CENTROIDS_FILE)
+    save_file({"centroids": found.centroids}, draft / files.CENTROIDS_FILE)
     save_file({"digests": np.ascontiguousarray(digests)}, draft / files.HELD_OUT_FILE)
     atomic_write(draft / files.PROBE_FILE, probe_bytes(open_rows))
     sealed_bytes = probe_bytes(sealed_rows)
@@ -133,7 +138,7 @@ def _write(
     sealed_draft.unlink()
 
     say("computing the bars of the probe set")
-    specs, bars = _specs_and_bars(data, draft, partition.labels, [row.tobytes() for row in digests], options)
+    specs, bars = _specs_and_bars(data, draft, found.labels, [row.tobytes() for row in digests], options)
     names = [files.CENTROIDS_FILE, files.HELD_OUT_FILE, files.PROBE_FILE, *grids]
     plan = Plan.model_validate(
         {
@@ -142,7 +147,7 @@ def _write(
             "created": options.created,
             "clusters": options.clusters,
             "seed": options.seed,
-            "data": {**data_facts(data), "partition": report.as_dict()},
+            "data": {**data_facts(data), "partition": partition_dict(report)},
             "expert": specs["expert"].model_dump(),
             "router": specs["router"].model_dump(),
             "policy": Policy(
@@ -167,6 +172,12 @@ def _write(
     sealed_path = sealed_folder(plan_id) / "sealed-probe.safetensors"
     atomic_write(sealed_path, sealed_bytes, mode=0o600)
     return PlanReport(folder, plan_id, report, bars, sealed_path)
+
+
+def partition_dict(report: ClusterReport) -> dict[str, Any]:
+    """The cluster report as plain JSON values, without the example rows."""
+    value = {key: item for key, item in asdict(report).items() if key != "examples"}
+    return cast(dict[str, Any], json.loads(json.dumps(value)))
 
 
 def choose_probe_rows(
@@ -248,7 +259,10 @@ def _spec(task: Task, recipe: dict[str, Any]) -> SlotSpec:
     return SlotSpec(
         recipe=recipe,
         files={
-            name: tuple(TensorSpec(name=tensor, dtype=dtype, shape=tuple(shape)) for tensor, dtype, shape in table)
+            name: tuple(
+                TensorSpec.model_validate({"name": tensor, "dtype": dtype, "shape": tuple(shape)})
+                for tensor, dtype, shape in table
+            )
             for name, table in checkpoint_tables(task).items()
         },
     )
@@ -256,7 +270,5 @@ def _spec(task: Task, recipe: dict[str, Any]) -> SlotSpec:
 
 def _checkpoint_cap(specs: dict[str, SlotSpec]) -> int:
     """Twice the largest checkpoint, and room for headers: what a peer may ask others to download."""
-    largest = max(
-        sum(tensor.nbytes for table in spec.files.values() for tensor in table) for spec in specs.values()
-    )
+    largest = max(sum(tensor.nbytes for table in spec.files.values() for tensor in table) for spec in specs.values())
     return 2 * largest + (1 << 24)

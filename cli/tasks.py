@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from paris_swarm.cli.plan_folder import PlanFolder
@@ -19,14 +20,21 @@ def check_data(plan_folder: PlanFolder, data: PreparedData) -> None:
     Raises:
         ValueError: names the first property that differs and both values.
     """
-    asked = plan_folder.opened.plan.data
-    found = data_facts(data)
-    for name in ("resolution", "channels", "text", "features"):
-        if asked.get(name) != found[name]:
+    asked = _pinned(plan_folder.opened.plan.data)
+    for name, found in _pinned(data_facts(data)).items():
+        if asked[name] != found:
             raise ValueError(
-                f"the data in {data.folder} has {name} {found[name]}, the plan asks for {asked.get(name)}: "
+                f"the data in {data.folder} has {name} {found}, the plan asks for {asked[name]}: "
                 "run `paris-swarm prepare` again with the plan's settings"
             )
+
+
+def _pinned(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for two people's rows to train one expert; how long captions are may differ."""
+    pinned = {name: facts.get(name) for name in ("resolution", "channels")}
+    for part, names in (("text", ("name", "digest", "dim")), ("features", ("name", "digest", "dim", "size"))):
+        pinned |= {f"{part} encoder {name}": facts.get(part, {}).get(name) for name in names}
+    return pinned
 
 
 def data_facts(data: PreparedData) -> dict[str, Any]:

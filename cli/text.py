@@ -18,10 +18,15 @@ def encode_prompts(plan: Plan, prompts: Sequence[str]) -> tuple[NDArray[np.float
     Raises:
         ValueError: the plan's encoder is not installed here, or its weights have another digest.
     """
-    from paris_swarm.expert.data.encoders import text_encoder
+    from paris_swarm.expert.data.encoders import MiniLMTextEncoder
 
     asked = plan.data["text"]
-    encoder = text_encoder(asked["name"], tokens=asked["tokens"])
-    if encoder.digest != asked["digest"]:
-        raise ValueError(f"text encoder {asked['name']} here has digest {encoder.digest}, the plan asks for {asked['digest']}")
-    return encoder.encode(list(prompts))
+    encoder = MiniLMTextEncoder()
+    for what in ("name", "digest"):
+        if asked[what] != getattr(encoder, what):
+            raise ValueError(
+                f"the plan's text encoder has {what} {asked[what]}, this version has {getattr(encoder, what)}: "
+                "use the paris-swarm release that the plan was made with"
+            )
+    states, lengths = encoder.encode(list(prompts))
+    return states, lengths

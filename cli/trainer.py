@@ -104,9 +104,7 @@ def _event(report: dict[str, Any]) -> TrainerEvent | None:
     if report["event"] == "progress":
         return TrainProgress(report["step"], report["steps"], report["loss"], report["images_per_s"])
     if report["event"] == "checkpoint":
-        return TrainedCheckpoint(
-            report["step"], Path(report["folder"]), tuple(report["files"]), report["probe_loss"]
-        )
+        return TrainedCheckpoint(report["step"], Path(report["folder"]), tuple(report["files"]), report["probe_loss"])
     return None
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from paris_swarm.router.partition import ClusterReport
     from paris_swarm.swarm.peer import LaneState
     from paris_swarm.swarm.status import SlotStatus, SwarmStatus
 
-BAR = 12
+BAR = 8
 
 
 def short(peer: str) -> str:
@@ -37,11 +39,17 @@ def size(count: float) -> str:
 
 
 def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str = "") -> Group:
-    """The swarm as one table, and below it what this peer is doing.
+    """The swarm as one table (80 columns are enough), and below it what this peer, marked *, is doing.
 
     Claims and their progress are what peers say; a checkpoint counts as verified only where it was downloaded.
     """
-    table = Table(title=f"{status.name}  {status.plan[:12]}", title_justify="left", expand=False, pad_edge=False)
+    table = Table(
+        title=f"{status.name}  {status.plan[:12]}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading, justify in (
         ("slot", "left"),
         ("peer", "left"),
@@ -51,8 +59,6 @@ def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str 
         ("lease", "right"),
         ("checkpoint", "left"),
         ("probe", "right"),
-        ("held by", "right"),
-        ("age", "right"),
     ):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for slot in status.slots:
@@ -68,15 +74,15 @@ def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str 
 
 def _slot_rows(slot: SlotStatus, own: str) -> list[tuple[str, ...]]:
     held = slot.checkpoint
-    last: tuple[str, ...] = ("-", "", "", "")
+    last: tuple[str, ...] = ("-", "")
     if held is not None:
-        age = f"{held.age_s:.0f} s" if held.age_s < 600 else f"{held.age_s / 60:.0f} min"
-        last = (f"step {held.step}  {held.root[:8]}", f"{held.probe_loss:.4f}", str(held.holders), age)
+        copies = f" x{held.holders}" if held.holders > 1 else ""
+        last = (f"{held.step} {held.root[:6]}{copies}", f"{held.probe_loss:.4f}")
     if not slot.claims:
         return [(slot.slot, "free" if held is None else short(held.author), "", "", "", "", *last)]
     rows: list[tuple[str, ...]] = []
     for index, claim in enumerate(slot.claims):
-        who = short(claim.peer) + (" (you)" if claim.peer == own else "") + (" stale" if claim.stale else "")
+        who = short(claim.peer) + ("*" if claim.peer == own else "") + (" stale" if claim.stale else "")
         progress = f"{bar(claim.step / max(1, claim.steps))} {claim.step}/{claim.steps}"
         loss = "" if claim.loss is None else f"{claim.loss:.4f}"
         rows.append(
@@ -87,28 +93,28 @@ def _slot_rows(slot: SlotStatus, own: str) -> list[tuple[str, ...]]:
                 loss,
                 f"{claim.images_per_s:.0f}",
                 f"{max(0.0, claim.lease_left_s):.0f} s",
-                *(last if index == 0 else ("", "", "", "")),
+                *(last if index == 0 else ("", "")),
             )
         )
     return rows
 
 
-def partition_table(report: Any) -> Table:
+def partition_table(report: ClusterReport) -> Table:
     """The cluster report of `init`."""
     table = Table(title="Clusters", title_justify="left", pad_edge=False)
     for heading in ("cluster", "rows", "share", "silhouette"):
         table.add_column(heading, justify="right")
     table.add_column("mostly", justify="left")
-    for cluster in report.clusters:
-        table.add_row(
-            str(cluster.cluster),
-            str(cluster.rows),
-            f"{cluster.share:.1%}",
-            f"{cluster.silhouette:.2f}",
-            ", ".join(f"{name} {share:.0%}" for name, share in cluster.families.items()),
-        )
-    table.add_row("all", str(report.rows), "100%", f"{report.silhouette:.2f}", "")
+    for cluster, (rows, share) in enumerate(zip(report.sizes, report.shares, strict=True)):
+        found = sorted((report.families or [{}] * len(report.sizes))[cluster].items(), key=lambda item: -item[1])
+        mostly = ", ".join(f"{name} {count / rows:.0%}" for name, count in found[:3])
+        table.add_row(str(cluster), str(rows), f"{share:.1%}", _score(report.silhouettes[cluster]), mostly)
+    table.add_row("all", str(sum(report.sizes)), "100%", _score(report.silhouette), "")
     return table
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def picture(pixels: Any, *, columns: int | None = None) -> Text:

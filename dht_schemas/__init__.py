@@ -19,12 +19,12 @@ header      a safetensors header against the plan's table
 trusted     the verification workflow: feed bytes, get verified records
 """
 
-from .admission import check_token, seal_token
-from .canonical import canonical_json, parse_json
-from .dht_rules import check_store, checkpoint_key, claim_key, dht_id
-from .digest import CHUNK, blake3_hex, chunk_count, chunk_digests, digest_file
-from .envelope import Sealed, payload_type, seal, unseal
-from .errors import (
+from paris_swarm.dht_schemas.admission import check_token, seal_token
+from paris_swarm.dht_schemas.canonical import canonical_json, parse_json
+from paris_swarm.dht_schemas.dht_rules import check_store, checkpoint_key, claim_key, dht_id
+from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex, chunk_count, chunk_digests, digest_file
+from paris_swarm.dht_schemas.envelope import Sealed, payload_type, seal, unseal
+from paris_swarm.dht_schemas.errors import (
     BadHeader,
     BadManifest,
     BadSignature,
@@ -48,15 +48,42 @@ from .errors import (
     WrongSigner,
     WrongSlot,
 )
-from .fields import ROUTER
-from .files import atomic_write, atomic_write_json, quarantine
-from .header import check_safetensors_header, header_length
-from .identity import Identity, public_key_bytes, verify
-from .invite import Invite, peer_address, peer_id_in
-from .manifest import MAX_MANIFEST, FileEntry, Manifest, build_manifest, file_entry, open_manifest
-from .plan import MAX_PLAN, Bars, OpenedPlan, Plan, Policy, SlotSpec, TensorSpec, Verification, open_plan, seal_plan
-from .records import CLOCK_TOLERANCE_S, MAX_LEASE_S, MAX_RECORD, Announcement, Claim, Holding, Opened, Progress
-from .trusted import EquivocationProof, TrustedSwarm
+from paris_swarm.dht_schemas.fields import ROUTER
+from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
+from paris_swarm.dht_schemas.header import check_safetensors_header, header_length
+from paris_swarm.dht_schemas.identity import Identity, public_key_bytes, verify
+from paris_swarm.dht_schemas.invite import Invite, peer_address, peer_id_in
+from paris_swarm.dht_schemas.manifest import (
+    MAX_MANIFEST,
+    FileEntry,
+    Manifest,
+    build_manifest,
+    file_entry,
+    open_manifest,
+)
+from paris_swarm.dht_schemas.plan import (
+    MAX_PLAN,
+    Bars,
+    OpenedPlan,
+    Plan,
+    Policy,
+    SlotSpec,
+    TensorSpec,
+    Verification,
+    open_plan,
+    seal_plan,
+)
+from paris_swarm.dht_schemas.records import (
+    CLOCK_TOLERANCE_S,
+    MAX_LEASE_S,
+    MAX_RECORD,
+    Announcement,
+    Claim,
+    Holding,
+    Opened,
+    Progress,
+)
+from paris_swarm.dht_schemas.trusted import EquivocationProof, TrustedSwarm
 
 __all__ = [
     "CHUNK",

@@ -4,13 +4,13 @@ the organiser.
 
 from __future__ import annotations
 
-from .canonical import canonical_json
-from .envelope import payload_type, seal, unseal
-from .errors import NotAdmitted, RecordError
-from .fields import ROUTER, Digest, Model, PeerId, read_model
-from .identity import Identity
-from .plan import Plan
-from .records import MAX_RECORD, SignedRecord
+from paris_swarm.dht_schemas.canonical import canonical_json
+from paris_swarm.dht_schemas.envelope import payload_type, seal, unseal
+from paris_swarm.dht_schemas.errors import NotAdmitted, RecordError
+from paris_swarm.dht_schemas.fields import ROUTER, Digest, Model, PeerId, read_model
+from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.dht_schemas.plan import Plan
+from paris_swarm.dht_schemas.records import MAX_RECORD, SignedRecord
 
 
 class Admission(Model):

@@ -12,7 +12,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-from .errors import MalformedRecord, quoted
+from paris_swarm.dht_schemas.errors import MalformedRecord, quoted
 
 MAX_DEPTH = 32
 """Arrays and objects inside one another."""
@@ -25,7 +25,8 @@ MAX_NUMBER = 64
 
 # Possessive and with an optional end, so that it matches at every quotation mark: linear in time for any input.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
+_ROUND = bytes.maketrans(b"[{]}", b"(())")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def canonical_json(obj: object) -> bytes:
@@ -65,17 +66,17 @@ def parse_json(data: bytes) -> Any:
 
 
 def _check_depth(data: bytes) -> None:
-    """Refuse deep nesting before the parser recurses. Brackets in strings do not count; a broken string fails in the
-    parser.
+    """Refuse deep nesting before the parser recurses. Brackets in strings do not count.
+
+    Each round takes the innermost brackets away, one level exactly; brackets that do not match are left to the parser.
     """
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
-        if bracket.group() in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise MalformedRecord(f"JSON nested deeper than {MAX_DEPTH}", rule="R-ENV-2")
-        else:
-            depth -= 1
+    brackets = _STRING.sub(b"", data).translate(_ROUND, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"()", b"")
+    if brackets:
+        raise MalformedRecord(f"JSON nested deeper than {MAX_DEPTH}, or brackets that do not match", rule="R-ENV-2")
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

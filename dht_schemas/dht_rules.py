@@ -10,23 +10,31 @@ import hashlib
 import math
 from collections.abc import Mapping
 
-from .admission import check_member
-from .envelope import payload_type, unseal
-from .errors import (
+from paris_swarm.dht_schemas.admission import check_member
+from paris_swarm.dht_schemas.envelope import payload_type, unseal
+from paris_swarm.dht_schemas.errors import (
     CheckpointTooLarge,
     LeaseExpired,
     LeaseMismatch,
     LeaseTooLong,
     MalformedRecord,
-    RecordTooLarge,
     WrongKey,
     WrongPlan,
     WrongSigner,
     WrongSlot,
     quoted,
 )
-from .plan import Plan
-from .records import CLOCK_TOLERANCE_S, MAX_LEASE_S, MAX_RECORD, Announcement, Claim, Holding, Opened, SignedRecord
+from paris_swarm.dht_schemas.plan import Plan
+from paris_swarm.dht_schemas.records import (
+    CLOCK_TOLERANCE_S,
+    MAX_LEASE_S,
+    MAX_RECORD,
+    Announcement,
+    Claim,
+    Holding,
+    Opened,
+    SignedRecord,
+)
 
 _CLAIM = payload_type(Claim.KIND)
 _HOLDING = payload_type(Holding.KIND)
@@ -75,8 +83,6 @@ def check_store(
         raise MalformedRecord(
             f"a value of type {type(value).__name__} where an envelope's bytes belong", rule="R-DHT-1"
         )
-    if len(value) > MAX_RECORD:
-        raise RecordTooLarge(f"{len(value)} bytes, at most {MAX_RECORD} are allowed", rule="R-ENV-1")
     check_lease(expiration, now)
     sealed = unseal(value, (_CLAIM, _HOLDING), max_bytes=MAX_RECORD)
     if subkey != sealed.signer:

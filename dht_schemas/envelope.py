@@ -14,10 +14,10 @@ import binascii
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .canonical import canonical_json, parse_json
-from .digest import blake3_hex
-from .errors import MalformedRecord, RecordTooLarge, WrongKind, quoted
-from .identity import SIGNING_DOMAIN, Identity, verify
+from paris_swarm.dht_schemas.canonical import canonical_json, parse_json
+from paris_swarm.dht_schemas.digest import blake3_hex
+from paris_swarm.dht_schemas.errors import MalformedRecord, RecordTooLarge, WrongKind, quoted
+from paris_swarm.dht_schemas.identity import SIGNING_DOMAIN, Identity, verify
 
 KINDS = ("plan", "claim", "checkpoint", "holding", "lock", "admission")
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .canonical import MAX_INT, parse_json
-from .errors import MalformedRecord, described
-from .identity import public_key_bytes
+from paris_swarm.dht_schemas.canonical import MAX_INT, parse_json
+from paris_swarm.dht_schemas.errors import MalformedRecord, described
+from paris_swarm.dht_schemas.identity import public_key_bytes
 
 ROUTER = "router"
 """The name of the router's slot; cluster slots are named "0" to "K-1"."""

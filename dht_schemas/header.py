@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .canonical import parse_json
-from .errors import BadHeader, MalformedRecord, quoted
-from .plan import TensorSpec
+from paris_swarm.dht_schemas.canonical import parse_json
+from paris_swarm.dht_schemas.errors import BadHeader, MalformedRecord, quoted
+from paris_swarm.dht_schemas.plan import TensorSpec
 
 MAX_HEADER = 4 * 1024 * 1024
 """Bytes of a header."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .errors import BadSignature, MalformedRecord, quoted
+from paris_swarm.dht_schemas.errors import BadSignature, MalformedRecord, quoted
 
 SIGNING_DOMAIN = b"DSSEv1 "
 """Everything this key signs for us begins so; libp2p's own signatures begin with domains of their own, so neither

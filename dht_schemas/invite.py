@@ -11,9 +11,9 @@ from urllib.parse import quote, unquote
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from .errors import InviteError, MalformedRecord, quoted
-from .fields import is_digest
-from .identity import public_key_bytes
+from paris_swarm.dht_schemas.errors import InviteError, MalformedRecord, quoted
+from paris_swarm.dht_schemas.fields import is_digest
+from paris_swarm.dht_schemas.identity import public_key_bytes
 
 SCHEME = "paris:"
 MAX_INVITE = 8192

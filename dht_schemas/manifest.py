@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from .canonical import MAX_INT, canonical_json
-from .digest import CHUNK, blake3_hex, chunk_count, chunk_digests
-from .errors import BadManifest, DigestMismatch, RecordTooLarge, described, quoted
-from .fields import ROUTER, Digest, Model, Slot, is_digest, read_model
+from paris_swarm.dht_schemas.canonical import MAX_INT, canonical_json
+from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex, chunk_count, chunk_digests
+from paris_swarm.dht_schemas.errors import BadManifest, DigestMismatch, RecordTooLarge, described, quoted
+from paris_swarm.dht_schemas.fields import ROUTER, Digest, Model, Slot, is_digest, read_model
 
 MAX_MANIFEST = 1024 * 1024
 """Bytes of a manifest."""

@@ -11,14 +11,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .canonical import MAX_INT, canonical_json
-from .digest import blake3_hex
-from .envelope import payload_type, seal, unseal
-from .errors import DigestMismatch, RecordTooLarge, WrongSigner, quoted
-from .fields import MAX_CLUSTERS, ROUTER, Count, Finite, Model, PeerId, Seconds, Slot, is_peer_id, printable, read_model
-from .identity import Identity
-from .manifest import FileEntry, FileName, check_unique_names
-from .records import MAX_LEASE_S
+from paris_swarm.dht_schemas.canonical import MAX_INT, canonical_json
+from paris_swarm.dht_schemas.digest import blake3_hex
+from paris_swarm.dht_schemas.envelope import payload_type, seal, unseal
+from paris_swarm.dht_schemas.errors import DigestMismatch, RecordTooLarge, WrongSigner, quoted
+from paris_swarm.dht_schemas.fields import (
+    MAX_CLUSTERS,
+    ROUTER,
+    Count,
+    Finite,
+    Model,
+    PeerId,
+    Seconds,
+    Slot,
+    is_peer_id,
+    printable,
+    read_model,
+)
+from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.dht_schemas.manifest import FileEntry, FileName, check_unique_names
+from paris_swarm.dht_schemas.records import MAX_LEASE_S
 
 MAX_PLAN = 1024 * 1024
 """Bytes of plan.json."""

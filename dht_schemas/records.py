@@ -11,11 +11,22 @@ from typing import Annotated, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import Field
 
-from .canonical import canonical_json
-from .envelope import Sealed, payload_type, seal, unseal
-from .errors import WrongSigner
-from .fields import Count, Digest, Finite, Model, PeerId, Slot, Token, UnixTime, printable, read_model
-from .identity import Identity
+from paris_swarm.dht_schemas.canonical import canonical_json
+from paris_swarm.dht_schemas.envelope import Sealed, payload_type, seal, unseal
+from paris_swarm.dht_schemas.errors import WrongSigner
+from paris_swarm.dht_schemas.fields import (
+    Count,
+    Digest,
+    Finite,
+    Model,
+    PeerId,
+    Slot,
+    Token,
+    UnixTime,
+    printable,
+    read_model,
+)
+from paris_swarm.dht_schemas.identity import Identity
 
 MAX_RECORD = 4096
 """Bytes of an envelope on the DHT."""

@@ -17,12 +17,21 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .dht_rules import check_claim, check_holding
-from .errors import BadManifest, Equivocation, NotFinite, ProbeFailed, Rollback, WrongPlan, WrongSlot, quoted
-from .header import check_safetensors_header
-from .manifest import Manifest, open_manifest
-from .plan import OpenedPlan, Plan
-from .records import Announcement, Claim, Holding, Opened, SignedRecord
+from paris_swarm.dht_schemas.dht_rules import check_claim, check_holding
+from paris_swarm.dht_schemas.errors import (
+    BadManifest,
+    Equivocation,
+    NotFinite,
+    ProbeFailed,
+    Rollback,
+    WrongPlan,
+    WrongSlot,
+    quoted,
+)
+from paris_swarm.dht_schemas.header import check_safetensors_header
+from paris_swarm.dht_schemas.manifest import Manifest, open_manifest
+from paris_swarm.dht_schemas.plan import OpenedPlan, Plan
+from paris_swarm.dht_schemas.records import Announcement, Claim, Holding, Opened, SignedRecord
 
 Author = tuple[str, str, str]
 """(signer, kind, slot): within it, sequences grow."""

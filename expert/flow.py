@@ -76,8 +76,10 @@ def scalar_predictor_loss(
         x = interpolate(train.double(), train_noise[index].double(), at)
         target = velocity_target(train.double(), train_noise[index].double())
         m = mean.expand_as(x)
-        columns = torch.stack([x.flatten(), m.flatten()], dim=1)
-        fit = torch.linalg.lstsq(columns, target.flatten()[:, None], driver="gelsd").solution[:, 0]
+        # Two unknowns: the normal equations, 2 x 2 in float64, instead of a decomposition of millions of rows.
+        a, b, y = x.flatten(), m.flatten(), target.flatten()
+        gram = torch.stack([torch.stack([a @ a, a @ b]), torch.stack([a @ b, b @ b])])
+        fit = torch.linalg.pinv(gram) @ torch.stack([a @ y, b @ y])
         px = interpolate(probe.double(), probe_noise[index].double(), at)
         guess = fit[0] * px + fit[1] * mean
         total += float((guess - velocity_target(probe.double(), probe_noise[index].double())).square().mean())

@@ -225,7 +225,7 @@ def _check_names(where: str, value: Mapping[str, Any], expected: set[str]) -> No
 # ---------------------------------------------------------------------------------------------------------------------
 
 SIZES: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(resolution=24, patch=4, hidden=192, depth=4, heads=3),
+    "tiny": ModelConfig(resolution=24, patch=6, hidden=128, depth=4, heads=2, output="residual"),
     "S/2": ModelConfig(4, 32, 2, 384, 12, 6, 4.0, 768, 77, pooled_text=False),
     "B/2": ModelConfig(4, 32, 2, 768, 12, 12, 4.0, 768, 77, pooled_text=False),
     "XL/2": ModelConfig(4, 32, 2, 1152, 28, 16, 4.0, 768, 77, pooled_text=False),
@@ -234,7 +234,7 @@ SIZES: dict[str, ModelConfig] = {
 
 DEMO = Recipe(
     model=SIZES["tiny"],
-    train=TrainConfig(steps=600, batch=32, optimizer="muon", lr=2e-3, matrix_lr=0.02),
+    train=TrainConfig(steps=700, batch=32, optimizer="muon", lr=3e-3, matrix_lr=0.02, muon_steps=4),
 )
 """What `make demo` trains: measured in docs/results/recipe-2026-11.md."""
 

@@ -24,9 +24,10 @@ PRELOAD_BYTES = 1 << 29
 class RowSource(Protocol):
     """What is needed of prepared data (`expert.data.shards.PreparedData` has it)."""
 
-    count: int
-    null_states: NDArray[np.float16]
-
+    @property
+    def count(self) -> int: ...
+    @property
+    def null_states(self) -> NDArray[np.float16]: ...
     @property
     def manifest(self) -> Any: ...
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]: ...

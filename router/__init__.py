@@ -1,19 +1,20 @@
 """Everything that joins experts: the partition, the router, the ensemble, and the folder they are assembled in.
 
-partition.py   features -> clusters, in two stages
-figures.py     how well pictures keep to their prompt's cluster and colour
-recipe.py      what a router is and how it is trained, as frozen records
-model.py       the router network: CLS token over (x_t, t), the pooled caption in the time embedding
-task.py        its training task and its probe
-ensemble.py    one routing decision a sample and step, samples grouped by expert, guidance inside each expert
-samplers.py    solvers as free functions; noise that belongs to one picture
-draw.py        pictures from an ensemble, batch by batch, with a trace of who drew what
-layout.py      where everything lies in an assembled folder
-lock.py        the assembler's signature over every file of it
-verify.py      is a folder what it was signed to be: offline, without torch
-folder.py      write it whole, open it only verified, sample
-card.py        its model card
-png.py         grids of pictures that carry their provenance
+partition.py      features -> clusters, in two stages
+figures.py        how well pictures keep to their prompt's cluster and colour
+recipe.py         what a router is and how it is trained, as frozen records
+model.py          the router network: CLS token over (x_t, t), the pooled caption in the time embedding
+task.py           its training task and its probe
+ensemble.py       one routing decision a sample and step, samples grouped by expert, guidance inside each expert
+samplers.py       solvers as free functions; noise that belongs to one picture
+draw.py           pictures from an ensemble, batch by batch, with a trace of who drew what
+layout.py         where everything lies in an assembled folder
+lock.py           the assembler's signature over every file of it
+verify.py         is a folder what it was signed to be: offline, without torch
+folder_errors.py  what can be wrong with one
+folder.py         write it whole, open it only verified, sample
+card.py           its model card
+png.py            grids of pictures that carry their provenance
 
 Nothing here prints, and nothing here knows the network.
 """

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
 from paris_swarm.expert.flow import from_pixels
 from paris_swarm.expert.rows import mask_of
 from paris_swarm.router.ensemble import Decision, Ensemble, experts_kept
 from paris_swarm.router.samplers import euler, picture_noise, times
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
 from paris_swarm.dht_schemas.digest import digest_file
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.identity import Identity
@@ -23,6 +27,7 @@ from paris_swarm.expert.task import build_expert
 from paris_swarm.router.card import model_card
 from paris_swarm.router.draw import DrawStep, Pictures, draw
 from paris_swarm.router.ensemble import Ensemble, NullText
+from paris_swarm.router.folder_errors import RecordRefused
 from paris_swarm.router.layout import (
     CARD_FILE,
     CONFIG_FILE,
@@ -39,10 +44,7 @@ from paris_swarm.router.layout import (
 from paris_swarm.router.lock import LOCK_FILE, Lock, LockedFile, LockedSlot, seal_lock
 from paris_swarm.router.recipe import RouterRecipe
 from paris_swarm.router.task import build_router
-from paris_swarm.router.verify import RecordRefused, VerifiedFolder, verify_folder
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
+from paris_swarm.router.verify import VerifiedFolder, verify_folder
 
 # ---------------------------------------------------------------------------------------------------------------------
 # writing

@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
+from pydantic import AfterValidator, Field, model_validator
+
 from paris_swarm.dht_schemas.canonical import canonical_json
 from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.envelope import payload_type, seal, unseal
 from paris_swarm.dht_schemas.errors import WrongSigner
 from paris_swarm.dht_schemas.fields import Count, Digest, Finite, Model, PeerId, Slot, read_model
 from paris_swarm.dht_schemas.identity import Identity
-from pydantic import AfterValidator, Field, model_validator
 
 LOCK_FILE = "lock.json"
 MAX_LOCK = 8 * 1024 * 1024

@@ -10,9 +10,10 @@ Shapes in the comments: B batch, C channels, H and W height and width, N image t
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from paris_swarm.expert.model import Block, FinalLayer, PatchEmbed, TimeEmbed, initialise, masked_mean
 from paris_swarm.router.recipe import RouterConfig
-from torch import Tensor, nn
 
 
 class Router(nn.Module):

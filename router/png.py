@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from paris_swarm.dht_schemas.files import atomic_write
 
 MAX_TEXT = 65_536
@@ -124,3 +125,25 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
             return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except (UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path} is no PNG") from error
+
+
+def untile(path: str | os.PathLike[str], *, count: int, side: int, columns: int, gap: int = 2) -> NDArray[np.uint8]:
+    """The `count` pictures of `side` pixels in a grid that `write_grid` wrote, uint8 [count, side, side, 3], enlarging undone.
+
+    Raises:
+        ValueError: the picture is no such grid.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        grid = np.asarray(image.convert("RGB"))
+    columns = min(columns, count)
+    scale = (grid.shape[1] + gap) // columns - gap
+    if scale % side or grid.shape[1] != columns * (scale + gap) - gap:
+        raise ValueError(f"{path} is no grid of {columns} columns of {side}-pixel pictures")
+    enlarged = scale // side
+    pictures = []
+    for index in range(count):
+        top, left = index // columns * (scale + gap), index % columns * (scale + gap)
+        pictures.append(grid[top : top + scale : enlarged, left : left + scale : enlarged])
+    return np.stack(pictures)

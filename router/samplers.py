@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from paris_swarm.dht_schemas.digest import blake3_hex
 from torch import Tensor
+
+from paris_swarm.dht_schemas.digest import blake3_hex
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, sample_t
 from paris_swarm.expert.model import seeded
@@ -21,7 +23,6 @@ from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
 from paris_swarm.expert.verify import PROBE_TIMES, Probe, load_probe
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import RouterRecipe
-from torch import Tensor, nn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the task

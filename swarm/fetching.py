@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,7 +270,7 @@ class _Fetch:
                     size = self._files[file].size(chunk)
                     asked.append(self.todo.popleft())
                     await session.ask(wire.Request(wire.RequestKind.CHUNK, self._root, file, chunk), size, size)
-                response = await session.answer()
+                response = await _unless_failed(saving, session.answer())
                 self._counters.add("received", peer, self._kind, wire=len(response.payload), logical=response.length)
                 if saving is not None:
                     await saving
@@ -297,6 +297,26 @@ class _Fetch:
     def close(self) -> None:
         for partial in self._files.values():
             partial.close()
+
+
+async def _unless_failed(
+    saving: asyncio.Task[None] | None, answer: Coroutine[None, None, wire.Response]
+) -> wire.Response:
+    """The next answer, unless the chunk before it turns out wrong first: a liar must not hide behind silence."""
+    answering = asyncio.create_task(answer)
+    try:
+        if saving is not None:
+            await asyncio.wait({answering, saving}, return_when=asyncio.FIRST_COMPLETED)
+            if saving.done():
+                await saving
+        return await answering
+    except TransportError:
+        if saving is not None:
+            await saving
+        raise
+    finally:
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
 
 
 def _open_wanted(store: ContentStore, root: str, entry: FileEntry) -> PartialFile | None:

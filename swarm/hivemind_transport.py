@@ -187,7 +187,9 @@ class _RecordGuard:
 
 
 class _LaunchedP2P(P2P):  # type: ignore[misc]
-    """P2P whose daemon is started through p2pd_launch.py: in a session of its own, ended with us."""
+    """P2P whose daemon is started through p2pd_launch.py, and whose calls fail at once when the daemon is gone."""
+
+    _gone = False
 
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
@@ -195,6 +197,18 @@ class _LaunchedP2P(P2P):  # type: ignore[misc]
         if not sys.executable:
             return command
         return [sys.executable, "-I", "-S", p2pd_launch.__file__, str(os.getpid()), *command]
+
+    async def _call_unary_protobuf_handler(self, *args: Any) -> Any:
+        if self._gone:
+            raise P2PDaemonError("p2pd is not running")
+        return await super()._call_unary_protobuf_handler(*args)
+
+    def fail_calls(self) -> None:
+        """End every call that waits for an answer, and every later one: searches over many peers end with them."""
+        self._gone = True
+        for answer in list(self._client.control._pending_calls.values()) if self._client is not None else []:
+            if not answer.done():
+                answer.set_exception(P2PDaemonError("p2pd is not running"))
 
 
 class _Control:
@@ -513,6 +527,7 @@ class HivemindTransport:
         theirs += [control._read_task, control._write_task] if control is not None else []
         tasks = [task for task in (*self._tasks, *self._incoming_tasks, *theirs) if task is not None]
         child = self._p2p._child
+        self._p2p.fail_calls()
         self._p2p._terminate()
         for task in tasks:
             task.cancel()
@@ -572,6 +587,7 @@ class HivemindTransport:
 
     async def _supervise(self) -> None:
         code = await self._p2p._child.wait()
+        self._p2p.fail_calls()
         if not self._closing:
             log.error("p2pd ended with exit status %s: this node is offline until it is started again", code)
 

@@ -1,11 +1,11 @@
 """A peer's home folder: identity, lock, peer cache, content store and one folder for each swarm.
 
-    HOME/identity.key         libp2p private key (Ed25519), 0600; it is the peer
-    HOME/lock                 held (flock) by the one process that speaks as this peer
-    HOME/peers.json           multiaddrs of peers seen, newest first: a way back in when the invite's peers are gone
-    HOME/store/               content store, shared by all swarms of this home
-    HOME/last_swarm           invite of the swarm last joined
-    HOME/swarms/<plan id>/    plan/, ledger.json, held/, work/<slot>/, traffic.json, events.jsonl
+HOME/identity.key         libp2p private key (Ed25519), 0600; it is the peer
+HOME/lock                 held (flock) by the one process that speaks as this peer
+HOME/peers.json           multiaddrs of peers seen, newest first: a way back in when the invite's peers are gone
+HOME/store/               content store, shared by all swarms of this home
+HOME/last_swarm           invite of the swarm last joined
+HOME/swarms/<plan id>/    plan/, ledger.json, held/, work/<slot>/, traffic.json, events.jsonl
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class SwarmHome:
     def __init__(self, path: Path, plan_id: str, ledger: str) -> None:
         self.path = path
         self.plan_id = plan_id
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (path / "held").mkdir(parents=True, exist_ok=True, mode=0o700)
         self.ledger = Ledger(path / ledger)
 
     @property
@@ -222,9 +222,7 @@ class Ledger:
 
     def signed(self, kind: str) -> list[bytes]:
         """The envelopes last signed of a kind, one a slot."""
-        return [
-            str(entry["envelope"]).encode() for key, entry in self._signed.items() if key.split("/", 1)[0] == kind
-        ]
+        return [str(entry["envelope"]).encode() for key, entry in self._signed.items() if key.split("/", 1)[0] == kind]
 
     def highest(self) -> dict[tuple[str, str, str], tuple[int, str]]:
         """Highest (sequence, payload digest) seen for each (signer, kind, slot)."""

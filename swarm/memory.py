@@ -176,6 +176,8 @@ class MemoryTransport:
     async def store(self, key: str, subkey: str, value: bytes, until: float) -> bool:
         self._need_joined()
         place = dht_id(key)
+        if not self._passes(place, subkey, value, until):
+            return False
         if not self._observer:
             self._take(place, subkey, value, until)
         others = [peer for peer in self._others() if not self._network._lost()]

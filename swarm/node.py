@@ -91,6 +91,7 @@ class SwarmNode:
             self.transport.serve(serve_files(self.store, self.counters))
         await self.transport.join_dht(self._check)
         if not self.observer:
+            self._finish_interrupted_announcements()
             self._spawn(self._keep_alive())
 
     def _check(self, dht_id: bytes, subkey: str | None, value: object, expiration: float) -> None:
@@ -131,7 +132,9 @@ class SwarmNode:
                         self.last_seen[claim.peer] = max(self.last_seen.get(claim.peer, 0.0), claim.seq / 1000)
                     else:
                         holding, _announcement = self.trusted.feed_holding(value, self.clock())
-                        self.last_seen[holding.holder] = max(self.last_seen.get(holding.holder, 0.0), holding.seq / 1000)
+                        self.last_seen[holding.holder] = max(
+                            self.last_seen.get(holding.holder, 0.0), holding.seq / 1000
+                        )
                 except RecordError as error:
                     self._refuse(f"{key(self.plan_id, slot)} from {subkey}: {error}")
         self.files.ledger.remember(self.trusted.highest)
@@ -240,10 +243,18 @@ class SwarmNode:
         self.trusted.feed_holding(envelope, now)
         await self._store(checkpoint_key(self.plan_id, slot), envelope, holding.until)
 
+    def _finish_interrupted_announcements(self) -> None:
+        """Announcements signed before a crash: the very same bytes are sent again, never new ones in their place."""
+        held = self.files.held()
+        for envelope in self.files.ledger.signed("checkpoint"):
+            announcement = Announcement.open(envelope).record
+            if announcement.slot not in held and self.store.has(announcement.root):
+                self.files.hold(announcement.slot, envelope)
+
     def last_root(self, slot: str) -> str | None:
         """Root of the checkpoint of ``slot`` this peer published last, if any."""
         envelope = self.files.ledger.last("checkpoint", slot)
-        return Announcement.open(envelope)[1].root if envelope else None
+        return Announcement.open(envelope).record.root if envelope else None
 
     def forget_older(self, slot: str, root: str, *, keep: int) -> None:
         """Drop all but the newest ``keep`` of our own published checkpoints of a slot from the store."""

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from paris_swarm.cli.demo.figures import PROMPTS_A_CLUSTER, Figures, held_out_prompts, measure
 from paris_swarm.cli.demo.pace import Pace, choose_pace
-from paris_swarm.cli.demo.processes import ProcessFailed, Processes, Running, ask_verb, run_verb
+from paris_swarm.cli.demo.processes import Processes, ProcessFailed, Running, ask_verb, run_verb
 from paris_swarm.cli.demo.traffic import Wire
 from paris_swarm.cli.views import dashboard, size
 from paris_swarm.dht_schemas.files import atomic_write_json
@@ -66,8 +66,17 @@ class Demo:
         data, plan = self.out / "data", self.out / "plan"
         self._headline("1. Captioned images: drawn, encoded, sharded")
         run_verb(
-            ["prepare", "dicebear", str(data), "--count", str(self.options.count), "--seed", str(self.options.seed)]
-            + ["--resolution", str(self.options.resolution)]
+            [
+                "prepare",
+                "dicebear",
+                str(data),
+                "--count",
+                str(self.options.count),
+                "--seed",
+                str(self.options.seed),
+                "--resolution",
+                str(self.options.resolution),
+            ]
         )
         self._headline("2. A plan: clusters, probe set, recipe, signature")
         pace = choose_pace(self.options, data)
@@ -78,13 +87,13 @@ class Demo:
             self._headline(f"3. A swarm: one bootstrap node, {self.options.peers} peers, each its own process and home")
             self._start_peers(processes, invite, data, pace)
             final = self._watch(processes, invite, pace)
-            before = self._file_bytes("checkpoint")
+            before = self._checkpoint_bytes_sent()
             records = self.wire.total()
             pairs = self.wire.pairs()
             self._headline("4. A home that trained nothing assembles, verifies and draws")
             artist = ["--home", str(self.homes / "artist")]
             assembled = ask_verb([*artist, "assemble", invite, "-o", str(self.out / "model")])
-            files_sent = self._file_bytes("checkpoint", sampled=False) or assembled["bytes"]
+            files_sent = assembled["bytes"]
         run_verb(["--home", str(self.homes / "artist"), "verify", str(self.out / "model"), "--plan", invite])
         prompts = held_out_prompts(data, plan, self.options.seed)
         drawn = self._draw(prompts.captions)
@@ -156,12 +165,12 @@ class Demo:
         run_verb([*arguments, "--seed", str(self.options.seed), "--device", self.options.device])
         return png
 
-    def _file_bytes(self, kind: str, *, sampled: bool = True) -> int:
-        """Bytes of files of a kind that the peers say they sent (their own counters, on disk)."""
+    def _checkpoint_bytes_sent(self) -> int:
+        """Bytes of checkpoint chunks that the peers have sent so far, by their own counters on disk."""
         total = 0
         for path in self.homes.glob("*/swarms/*/traffic.json"):
             sent = json.loads(path.read_bytes())["sent"]
-            total += sum(kinds[kind]["wire"] for kinds in sent.values() if kind in kinds)
+            total += sum(kinds["checkpoint"]["wire"] for kinds in sent.values() if "checkpoint" in kinds)
         return total
 
     # ---- the end ----------------------------------------------------------------
@@ -221,7 +230,9 @@ class Demo:
         )
         for line in figures.lines():
             say(line)
-        say(f"\nPictures   {self.out / 'samples.png'}\nModel      {self.out / 'model'}\nReport     {self.out / 'report.json'}")
+        say(
+            f"\nPictures   {self.out / 'samples.png'}\nModel      {self.out / 'model'}\nReport     {self.out / 'report.json'}"
+        )
         say(f"Time       {report['seconds'] / 60:.1f} minutes")
         say(
             f"\nNext: {_paris_swarm()} sample {_relative(self.out / 'model')} "

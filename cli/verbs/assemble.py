@@ -15,9 +15,12 @@ def assemble(
     invite: Annotated[str | None, typer.Argument(help="Invite; without one, the swarm last joined.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("model"),
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Write the folder although experts are missing (they are named in it).")
+        bool,
+        typer.Option("--allow-missing", help="Write the folder although experts are missing (they are named in it)."),
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an assembled folder that is already there.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace an assembled folder that is already there.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -16,7 +16,9 @@ def bootstrap(
     listen: Annotated[
         str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")
     ] = "/ip4/127.0.0.1/tcp/0",
-    public: Annotated[bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")
+    ] = False,
     peer: Annotated[list[str] | None, typer.Option("--peer", help="Multiaddr of another seed to join.")] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,

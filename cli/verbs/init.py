@@ -20,7 +20,9 @@ def init(
     recipe: Annotated[str, typer.Option(help="Named recipe of the experts: tiny, S/2, B/2, XL/2.")] = "tiny",
     router_recipe: Annotated[str, typer.Option(help="Named recipe of the router: tiny, S/2, B/2.")] = "tiny",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an expert (default: the recipe's).")] = None,
-    router_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the router (default: the recipe's).")] = None,
+    router_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the router (default: the recipe's).")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step (default: the recipe's).")] = None,
     lease: Annotated[float, typer.Option(min=3, max=900, help="Seconds a claim lasts unless renewed.")] = 300,
     checkpoint_every: Annotated[float, typer.Option(min=1, help="Seconds between published checkpoints.")] = 600,
@@ -34,7 +36,7 @@ def init(
 ) -> None:
     """Cluster the features, hold probe rows out, compute the bars, sign the plan, print the invite."""
     shared = settings(context, home, as_json)
-    from paris_swarm.cli.planning import PlanOptions, write_plan
+    from paris_swarm.cli.planning import PlanOptions, partition_dict, write_plan
     from paris_swarm.cli.views import partition_table
     from paris_swarm.expert.data.shards import PreparedData
 
@@ -73,7 +75,7 @@ def init(
             "folder": str(out),
             "invite": invite,
             "organiser": owner.identity().peer_id,
-            "partition": report.partition.as_dict(),
+            "partition": partition_dict(report.partition),
             "bars": {slot: bars.model_dump() for slot, bars in report.bars.items()},
             "sealed_probe": str(report.sealed),
         },

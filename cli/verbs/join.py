@@ -48,12 +48,18 @@ def join(
             help="Train a cluster: N, or `auto` (also when nothing follows) for whichever needs a peer, one after another.",
         ),
     ] = None,
-    claim_router: Annotated[bool, typer.Option("--claim-router", help="Train the router too (needs rows of all clusters).")] = False,
+    claim_router: Annotated[
+        bool, typer.Option("--claim-router", help="Train the router too (needs rows of all clusters).")
+    ] = False,
     data: Annotated[Path | None, typer.Option(help="Folder written by `prepare`.")] = None,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch threads of each trainer; 0 leaves torch's choice.")] = 0,
-    listen: Annotated[str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")] = "/ip4/127.0.0.1/tcp/0",
-    public: Annotated[bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")] = False,
+    listen: Annotated[
+        str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")
+    ] = "/ip4/127.0.0.1/tcp/0",
+    public: Annotated[
+        bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")
+    ] = False,
     exit_when_done: Annotated[
         bool, typer.Option("--exit-when-done", help="End once nothing is left to train, instead of serving on.")
     ] = False,

@@ -21,12 +21,19 @@ def prepare(
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     resolution: Annotated[int, typer.Option(min=8, max=1024, help="Side of the square pictures, in pixels.")] = 24,
-    count: Annotated[int, typer.Option(min=8, help="How many pictures `dicebear` draws.")] = 4096,
+    count: Annotated[
+        int | None, typer.Option(min=8, help="How many pictures (default: 4096 drawn ones, or all of a folder).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that draw and threads that encode (default: one a core).")
+    ] = None,
     family: Annotated[
         list[str] | None, typer.Option("--family", help="DiceBear style to draw; may be given several times.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn attributes.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,9 +42,13 @@ def prepare(
     The same input gives the same bytes. Rows that cannot be used are skipped, counted and named.
     """
     shared = settings(context, home, as_json)
+    import os
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES
     from paris_swarm.expert.data.prepare import prepare as run
+    from paris_swarm.expert.data.shards import PreparedData
 
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=shared.console) as bars:
@@ -53,16 +64,21 @@ def prepare(
             out,
             resolution=resolution,
             count=count,
-            families=family or None,
+            families=family or DEFAULT_FAMILIES,
+            workers=workers or os.cpu_count() or 1,
             seed=seed,
             strict=strict,
             on_progress=on_progress,
         )
-    lines = [f"{report.count} rows in {out} ({report.resolution} px), licences: {', '.join(report.licences)}."]
+    facts = PreparedData.open(out).manifest
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
+    licences = "; ".join(f"{item['what']}: {item['name']}" for item in facts["licences"]) or "no licence stated"
+    lines = [f"{report.count} rows in {out}, {report.resolution} px ({seconds}). {licences}."]
     if report.skipped:
         lines.append(f"{len(report.skipped)} rows skipped:")
         lines += [f"  {item.file}: {item.why}" for item in report.skipped[:20]]
         if len(report.skipped) > 20:
             lines.append(f"  ... and {len(report.skipped) - 20} more, all named in {out / 'manifest.json'}")
     lines.append(f"Next: paris-swarm init {out} -o plan")
-    shared.answer(report.as_dict(), "\n".join(lines))
+    answer = {name: facts[name] for name in ("count", "resolution", "licences", "text", "features", "skipped")}
+    shared.answer({"folder": str(out), **answer, "seconds": report.seconds}, "\n".join(lines))

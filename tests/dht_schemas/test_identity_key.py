@@ -142,3 +142,11 @@ def test_the_key_signs_envelopes_only() -> None:
 def test_signatures_are_plain_ed25519() -> None:
     data = pae("t", b"p")
     assert Identity(b"k" * 32).sign(data) == Ed25519PrivateKey.from_private_bytes(b"k" * 32).sign(data)
+
+
+def test_keys_of_another_length_are_the_callers_error() -> None:
+    for length in (0, 31, 33):
+        with pytest.raises(ValueError, match="32 bytes"):
+            peer_id_of(bytes(length))
+        with pytest.raises(ValueError, match="32 bytes"):
+            Identity(bytes(length))

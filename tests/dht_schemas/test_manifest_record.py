@@ -153,6 +153,11 @@ def test_broken_rules(changes: dict[str, Any]) -> None:
         opened(raw(**changes))
 
 
+def test_a_manifest_too_large_to_be_read_is_not_made(folder: Path) -> None:
+    with pytest.raises(ValueError, match="at most"):
+        build_manifest(folder, ["state.json"], "0", meta={"step": 1, "parent": None, "note": "x" * MAX_MANIFEST})
+
+
 def test_sizes() -> None:
     with pytest.raises(RecordTooLarge):
         open_manifest(b" " * (MAX_MANIFEST + 1), HEX, cap_bytes=CAP)

@@ -78,8 +78,9 @@ def test_only_the_organiser_signs(world: Any) -> None:
 
 
 def test_size(world: Any) -> None:
-    with pytest.raises(RecordTooLarge):
-        open_plan(b"[" * (MAX_PLAN + 1))
+    with pytest.raises(RecordTooLarge) as caught:
+        open_plan(b"[" * (MAX_PLAN + 1), plan_id="a" * 64)
+    assert caught.value.rule == "R-PLAN-1"
     table = [TensorSpec(name=f"{'n' * 200}{i}", dtype="F32", shape=(1, 2)) for i in range(6000)]
     with pytest.raises(ValueError, match="at most"):
         seal_plan(world.organiser, world.plan(expert=SlotSpec(recipe={}, files={"a.safetensors": table})))

@@ -84,6 +84,12 @@ def change(name: str, field: str, value: Any) -> Callable[[dict[str, Any]], obje
     return apply
 
 
+def moved(good: dict[str, Any]) -> object:
+    """Back to back and covering the file, but one tensor a byte short and the next a byte long."""
+    good["blocks.0.weight"]["data_offsets"], good["bias"]["data_offsets"] = [0, 47], [47, 58]
+    return good
+
+
 ATTACKS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "missing tensor": ("R-HDR-3", lambda good: {name: good[name] for name in good if name != "bias"}),
     "extra tensor": ("R-HDR-3", lambda good: {**good, "evil": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}),
@@ -105,6 +111,7 @@ ATTACKS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "offsets are fractions": ("R-HDR-2", change("bias", "data_offsets", [48.0, 58.0])),
     "overlap": ("R-HDR-5", change("bias", "data_offsets", [47, 57])),
     "shared bytes": ("R-HDR-5", change("bias", "data_offsets", [0, 10])),
+    "bytes moved from one tensor to the next": ("R-HDR-5", lambda good: moved(good)),
     "gap": ("R-HDR-5", change("step", "data_offsets", [59, 67])),
     "not from the first byte": ("R-HDR-5", change("blocks.0.weight", "data_offsets", [1, 49])),
     "empty tensor in the middle of another": ("R-HDR-5", change("nothing", "data_offsets", [50, 50])),
@@ -137,6 +144,11 @@ def test_attacks(name: str) -> None:
         check(make(header()))
     assert caught.value.rule == rule
     assert str(caught.value).isprintable()
+
+
+def test_a_length_cut_short_is_no_length() -> None:
+    with pytest.raises(BadHeader):
+        header_length(b"\x10\x00\x00")
 
 
 @pytest.mark.parametrize("extra", [-1, 1, 10**12])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import build_manifest, file_entry

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from paris_swarm.router.ensemble import Ensemble, MissingExperts, NullText, decide, experts_kept
 from paris_swarm.router.samplers import euler
-from torch import Tensor
 
 torch.set_num_threads(1)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from router_world import ASSEMBLER, PEERS, PIXELS, K, make_world, prompts
+from safetensors.torch import load_file, save_file
+
 from paris_swarm.dht_schemas.digest import digest_file
 from paris_swarm.dht_schemas.errors import BadHeader, BadSignature, DigestMismatch, NotAdmitted, RecordError, WrongPlan
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.router.ensemble import MissingExperts
 from paris_swarm.router.folder import SlotSource, open_folder, write_folder
-from paris_swarm.router.layout import announcement_path, config_path, manifest_path, weights_path
-from paris_swarm.router.lock import LockedFile, open_lock, seal_lock
-from paris_swarm.router.verify import (
+from paris_swarm.router.folder_errors import (
     ChangedFile,
     ExtraFile,
     FolderDamaged,
@@ -34,10 +35,10 @@ from paris_swarm.router.verify import (
     NotPlainFile,
     OtherPlan,
     RecordRefused,
-    verify_folder,
 )
-from router_world import ASSEMBLER, PEERS, PIXELS, K, make_world, prompts
-from safetensors.torch import load_file, save_file
+from paris_swarm.router.layout import announcement_path, config_path, manifest_path, weights_path
+from paris_swarm.router.lock import LockedFile, open_lock, seal_lock
+from paris_swarm.router.verify import verify_folder
 
 torch.set_num_threads(1)
 
@@ -557,3 +558,12 @@ def test_verify_needs_no_torch_and_neither_needs_hivemind(pristine):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == f"(1, {PIXELS}, {PIXELS}, 3) True"
+
+
+def test_errors_keep_path_and_rule_across_a_process_boundary():
+    import copy
+
+    error = ChangedFile("other bytes than were locked", where="README.md")
+    again = copy.copy(error)
+    assert (type(again), again.where, again.rule, str(again)) == (ChangedFile, "README.md", error.rule, str(error))
+    assert str(error).endswith("[R-DIR-6: README.md: other bytes than were locked]")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from paris_swarm.router.png import provenance, read_text, tile, write_grid
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from router_world import DIM, PIXELS, ROUTER_RECIPE, TOKENS, K, LabelledData, router_task, with_train, write_probe
+
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.rows import Rows
 from paris_swarm.expert.training import CheckpointReport, DoneReport, TrainJob, train
@@ -23,7 +25,6 @@ from paris_swarm.router.task import (
     router_probe_loss_of_file,
     router_resumable_bar,
 )
-from router_world import DIM, PIXELS, ROUTER_RECIPE, TOKENS, K, LabelledData, router_task, with_train, write_probe
 
 torch.set_num_threads(1)
 

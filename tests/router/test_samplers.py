@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from paris_swarm.router.samplers import euler, picture_noise, times
 
 

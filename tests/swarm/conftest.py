@@ -6,7 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from worlds import HivemindWorld, MemoryWorld, World
+
+# The machines that run this are shared: a slow example is no failure.
+settings.register_profile("swarm", deadline=None, max_examples=100)
+settings.load_profile("swarm")
 
 
 @pytest.fixture(params=[MemoryWorld, HivemindWorld], ids=["memory", "hivemind"])

@@ -34,6 +34,11 @@ async def ask_echo(stream: Stream, data: bytes) -> bytes:
         await stream.close()
 
 
+async def write_on_and_on(stream: Stream) -> None:
+    while True:
+        await stream.write(bytes(1 << 16))
+
+
 # ---- records
 
 
@@ -295,8 +300,7 @@ def test_both_ends_notice_when_the_other_node_dies(world: World) -> None:
             with pytest.raises(StreamClosed):
                 await stream.read_exactly(1)
             with pytest.raises(StreamClosed):
-                while True:
-                    await stream.write(bytes(1 << 16))
+                await write_on_and_on(stream)
             await stream.close()
 
     run(scenario())
