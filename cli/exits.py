@@ -24,6 +24,10 @@ class Usage(Exception):
     """The command line asks for something impossible: the message says what to type instead."""
 
 
+class ProcessFailed(Exception):
+    """A process of the demo ended in error; the message shows its last words and names its log."""
+
+
 class Unverified(Exception):
     """Something did not verify; the message names it."""
 
@@ -49,4 +53,6 @@ def exit_code(error: BaseException) -> int | None:
         return DISK if error.errno in _DISK_ERRORS else USAGE if error.errno == errno.ENOENT else None
     if isinstance(error, Usage | ValueError):
         return USAGE
+    if isinstance(error, ProcessFailed):
+        return BUG
     return None

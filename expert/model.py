@@ -2,7 +2,7 @@
 
 Follows Paris (arXiv 2510.03434) and Decentralized Diffusion Models (arXiv 2501.05450); AdaLN-Single is PixArt-alpha's
 (arXiv 2310.00426), the transformer DiT's (arXiv 2212.09748). Tensor names are those of the released Paris experts;
-`pooled_proj` is the one addition (`pooled_text`).
+`pooled_proj` and `patch_skip` are the additions (`pooled_text`, `patch_skip`).
 
 Shapes in the comments: B batch, C channels, H and W height and width, N image tokens, L caption tokens, D width.
 """
@@ -157,6 +157,28 @@ class FinalLayer(nn.Module):
         return out
 
 
+class PatchSkip(nn.Module):
+    """A linear filter of each noisy patch whose gains follow the time: what a narrow transformer cannot carry through.
+
+    Near the data the best guess of the noise is x_t less its projection onto what patches of this cluster look like, a
+    Wiener filter; it needs all p*p*C directions of a patch, while the tokens have room for few.
+    """
+
+    def __init__(self, hidden: int, patch: int, channels: int) -> None:
+        super().__init__()
+        size = patch * patch * channels
+        self.patch = patch
+        self.inner = nn.Linear(size, size, bias=False)
+        self.gain = nn.Linear(hidden, size)
+        self.outer = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x [B, C, H, W], embedding [B, D] -> [B, N, p*p*C]."""
+        basis = self.inner(patchify(x, self.patch))  # [B, N, p*p*C]
+        out: Tensor = self.outer(basis * (1 + self.gain(embedding))[:, None])  # [B, N, p*p*C]
+        return out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # expert
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,6 +204,8 @@ class Expert(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
         self.layers = nn.ModuleList(Block(d, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.final_layer = FinalLayer(d, config.patch, config.channels)
+        if config.patch_skip:
+            self.patch_skip = PatchSkip(d, config.patch, config.channels)
         initialise(self)
 
     def predict(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -196,6 +220,8 @@ class Expert(nn.Module):
         for layer in self.layers:
             h = layer(h, shared, context, visible)  # [B, N, D]
         h = self.final_layer(h, embedding)  # [B, N, p*p*C]
+        if self.config.patch_skip:
+            h = h + self.patch_skip(x, embedding)  # [B, N, p*p*C]
         return unpatchify(h, self.config.channels, x.shape[2], x.shape[3], self.config.patch)  # [B, C, H, W]
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -231,7 +257,9 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
         elif name.startswith(("time_embed", "t_block", "pooled_proj")):
             nn.init.normal_(parameter, std=0.02)
-        elif name.startswith("final_layer") or ".cross_attn.out_proj" in name:
+        elif name == "patch_skip.inner.weight":
+            nn.init.eye_(parameter)
+        elif name.startswith(("final_layer", "patch_skip")) or ".cross_attn.out_proj" in name:
             nn.init.zeros_(parameter)
         elif name.endswith("in_proj_weight"):
             for third in parameter.detach().chunk(3):

@@ -29,7 +29,8 @@ class ModelConfig:
     `output` says what the last layer itself predicts: "velocity" (v = eps - x_0); "data" (x_0, as in "Back to Basics:
     Let Denoising Generative Models Denoise", arXiv 2511.13720); or "residual" (what the best linear guess from x_t
     leaves over, at unit scale: the preconditioning of EDM, arXiv 2206.00364, on this path). Callers of the model get
-    a velocity in every case.
+    a velocity in every case. `pooled_text` adds the caption's mean state to the time embedding; `patch_skip` adds a
+    learned linear filter from noisy patches to the output.
     """
 
     channels: int = 3
@@ -43,6 +44,7 @@ class ModelConfig:
     text_tokens: int = 32
     pooled_text: bool = True
     output: str = "velocity"
+    patch_skip: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim", "text_tokens"):
@@ -225,7 +227,7 @@ def _check_names(where: str, value: Mapping[str, Any], expected: set[str]) -> No
 # ---------------------------------------------------------------------------------------------------------------------
 
 SIZES: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(resolution=24, patch=6, hidden=128, depth=4, heads=2, output="residual"),
+    "tiny": ModelConfig(resolution=24, patch=6, hidden=128, depth=4, heads=2, output="residual", patch_skip=True),
     "S/2": ModelConfig(4, 32, 2, 384, 12, 6, 4.0, 768, 77, pooled_text=False),
     "B/2": ModelConfig(4, 32, 2, 768, 12, 12, 4.0, 768, 77, pooled_text=False),
     "XL/2": ModelConfig(4, 32, 2, 1152, 28, 16, 4.0, 768, 77, pooled_text=False),
@@ -234,7 +236,7 @@ SIZES: dict[str, ModelConfig] = {
 
 DEMO = Recipe(
     model=SIZES["tiny"],
-    train=TrainConfig(steps=700, batch=32, optimizer="muon", lr=3e-3, matrix_lr=0.02, muon_steps=4),
+    train=TrainConfig(steps=700, batch=32, optimizer="muon", lr=4e-3, matrix_lr=0.02, muon_steps=3),
 )
 """What `make demo` trains: measured in docs/results/recipe-2026-11.md."""
 

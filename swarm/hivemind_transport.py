@@ -332,6 +332,7 @@ class HivemindTransport:
             self._spawn(self._supervise())
             if not observer:
                 await p2p.add_binary_stream_handler(FILE_PROTOCOL, self._incoming)
+            seeds = [seed for seed in seeds if peer_id_in(seed) != self._peer_id]
             self._known.update({peer_id_in(seed): seed for seed in seeds})
             answers = await asyncio.gather(*map(self.connect, seeds), return_exceptions=True)
             for seed, answer in zip(seeds, answers, strict=True):

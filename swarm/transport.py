@@ -114,6 +114,7 @@ class Transport(Protocol):
 
         Raises:
             TransportDown: the DHT was not joined, or the daemon died.
+            Stalled: the search took too long.
         """
 
     async def get(self, key: str) -> dict[str, tuple[bytes, float]]:
@@ -121,6 +122,7 @@ class Transport(Protocol):
 
         Raises:
             TransportDown: the DHT was not joined, or the daemon died.
+            Stalled: the search took too long.
         """
 
     # ---- streams

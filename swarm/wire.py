@@ -110,7 +110,8 @@ class _Reader:
     """Gathers exactly the bytes of the next piece. ``wants`` is how many are still missing (0: nothing is due)."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []
+        self._gathered = 0
         self._greeted = False
         self._failed: BadFrame | None = None
 
@@ -121,7 +122,7 @@ class _Reader:
     def wants(self) -> int:
         """How many bytes to read before anything can come out; never more than one payload."""
         due = self._next_size() if self._greeted else _HELLO.size
-        return max(0, due - len(self._buffer))
+        return max(0, due - self._gathered)
 
     def _take(self, data: bytes | memoryview) -> None:
         """Cut incoming bytes into pieces; each piece may change the size of the next one."""
@@ -133,11 +134,16 @@ class _Reader:
                 missing = self.wants
                 if missing == 0:
                     raise BadFrame(f"{len(view)} bytes came that nobody asked for")
-                self._buffer += view[:missing]
+                # Kept as they came and joined once: a chunk comes in many pieces and is copied only then.
+                if isinstance(data, bytes) and len(view) == len(data) <= missing:
+                    self._pieces.append(data)
+                else:
+                    self._pieces.append(bytes(view[:missing]))
+                self._gathered += len(self._pieces[-1])
                 view = view[missing:]
                 if self.wants == 0:
-                    piece = bytes(self._buffer)
-                    self._buffer.clear()
+                    piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+                    self._pieces, self._gathered = [], 0
                     if self._greeted:
                         self._piece(piece)
                     else:

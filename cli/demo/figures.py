@@ -84,12 +84,11 @@ def held_out_prompts(data_folder: Path, plan: Path, seed: int) -> HeldOut:
 
 def measure(png: Path, prompts: HeldOut, data_folder: Path, plan: Path) -> Figures:
     """Figures of the pictures in a grid drawn by `sample`, and of the real pictures of the same captions."""
-    from paris_swarm.router.figures import background_accuracy, cluster_accuracy
-
     from paris_swarm.cli.plan_folder import open_plan_folder
     from paris_swarm.cli.verbs.sample import grid_columns
     from paris_swarm.expert.data.encoders import EfficientNetLite0
     from paris_swarm.expert.data.shards import PreparedData
+    from paris_swarm.router.figures import background_accuracy, cluster_accuracy
     from paris_swarm.router.png import untile
 
     data = PreparedData.open(data_folder)

@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paris_swarm.cli.exits import ProcessFailed
+
 STOP_SECONDS = 40.0
 PR_SET_PDEATHSIG = 1
-
-
-class ProcessFailed(Exception):
-    """A process of the demo ended in error; the message shows its last words and names its log."""
 
 
 def _die_with_parent() -> None:
@@ -143,7 +141,7 @@ def run_verb(arguments: Sequence[str]) -> None:
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:
-        raise ProcessFailed(f"`paris-swarm {arguments[0]}` ended with code {done.returncode}")
+        raise ProcessFailed(f"`paris-swarm {' '.join(arguments[:6])} ...` ended with code {done.returncode}")
 
 
 def ask_verb(arguments: Sequence[str]) -> dict[str, Any]:
@@ -154,7 +152,7 @@ def ask_verb(arguments: Sequence[str]) -> dict[str, Any]:
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:
-        raise ProcessFailed(f"`paris-swarm {arguments[0]}` ended with code {done.returncode}")
+        raise ProcessFailed(f"`paris-swarm {' '.join(arguments[:6])} ...` ended with code {done.returncode}")
     answer = json.loads(done.stdout)
     assert isinstance(answer, dict)
     return answer

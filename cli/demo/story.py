@@ -17,6 +17,7 @@ from paris_swarm.cli.demo.figures import PROMPTS_A_CLUSTER, Figures, held_out_pr
 from paris_swarm.cli.demo.pace import Pace, choose_pace
 from paris_swarm.cli.demo.processes import Processes, ProcessFailed, Running, ask_verb, run_verb
 from paris_swarm.cli.demo.traffic import Wire
+from paris_swarm.cli.exits import ProcessFailed
 from paris_swarm.cli.views import dashboard, size
 from paris_swarm.dht_schemas.files import atomic_write_json
 from paris_swarm.swarm.status import SwarmStatus, status_from_dict

@@ -12,8 +12,10 @@ import functools
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -271,7 +273,7 @@ class DiceBearSource:
     def total(self) -> int:
         return self._count
 
-    def items(self) -> Iterator[Captioned | Skipped]:
+    def items(self) -> Generator[Captioned | Skipped, None, None]:
         jobs = [
             (self._families, self._seed, self._resolution, start, min(start + _BATCH, self._count))
             for start in range(0, self._count, _BATCH)
@@ -280,10 +282,21 @@ class DiceBearSource:
             for job in jobs:
                 yield from _draw_batch(job)
             return
-        # "spawn": a fork would copy torch's thread pool in whatever state it is in.
-        with ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool = ProcessPoolExecutor(
+            self._workers,
+            # "spawn": a fork would copy torch's thread pool in whatever state it is in.
+            mp_context=multiprocessing.get_context("spawn"),
+            # Ctrl-C reaches the whole process group; the parent alone answers it.
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
+        try:
             for batch in pool.map(_draw_batch, jobs):
                 yield from batch
+        except BrokenProcessPool as error:
+            raise PrepareError("a drawing process was killed, perhaps for want of memory: use fewer workers") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _draw_batch(job: tuple[tuple[str, ...], int, int, int, int]) -> list[Captioned]:

@@ -13,7 +13,7 @@ import json
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -74,7 +74,7 @@ class ImageFolderSource:
     def total(self) -> int:
         return len(self._lines) + len(self._unnamed) if self._count is None else min(self._count, len(self._lines))
 
-    def items(self) -> Iterator[Captioned | Skipped]:
+    def items(self) -> Generator[Captioned | Skipped, None, None]:
         taken: set[str] = set()
         seen: dict[bytes, str] = {}
         usable = 0
@@ -205,11 +205,14 @@ def _decode(path: Path, resolution: int) -> np.ndarray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size warning; MAX_PIXELS decides
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels is too large")
-            image.load()
-            picture = ImageOps.exif_transpose(image)
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels is too large")
+                image.load()
+                picture = ImageOps.exif_transpose(image)
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels is too large") from None
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel, which Pillow would clip to white
         values = np.asarray(picture, dtype=np.float64)
         picture = Image.fromarray((values / max(values.max(), 1.0) * 255).clip(0, 255).astype(np.uint8))

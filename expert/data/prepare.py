@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,15 +154,16 @@ class _Preparation:
     def _images(self) -> None:
         total = self._source.total()
         rows: list[Captioned] = []
-        for number, item in enumerate(self._source.items(), start=1):
-            if isinstance(item, Skipped):
-                self._skipped.append(item)
-            else:
-                rows.append(item)
-            if len(rows) == self._shard_rows:
-                self._write_images(rows)
-                rows = []
-            self._progress("images", number, max(total, number))
+        with closing(self._source.items()) as items:
+            for number, item in enumerate(items, start=1):
+                if isinstance(item, Skipped):
+                    self._skipped.append(item)
+                else:
+                    rows.append(item)
+                if len(rows) == self._shard_rows:
+                    self._write_images(rows)
+                    rows = []
+                self._progress("images", number, max(total, number))
         if rows:
             self._write_images(rows)
 
@@ -250,10 +251,11 @@ def _one_torch_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
     the result does not depend on how many there are. torch's thread count is put back afterwards.
     """
     before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        yield pool
     finally:
+        pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,5 +38,5 @@ class Source(Protocol):
     def total(self) -> int:
         """How many items ``items`` will yield, skipped ones included."""
 
-    def items(self) -> Iterator[Captioned | Skipped]:
-        """The images, in order."""
+    def items(self) -> Generator[Captioned | Skipped, None, None]:
+        """The images, in order. Closing the generator ends every process it started."""

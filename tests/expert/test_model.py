@@ -149,8 +149,9 @@ def test_the_mean_counts_real_tokens_only() -> None:
     assert torch.equal(masked_mean(states, mask), torch.tensor([[3.0], [0.0]]))
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_every_weight_learns(pooled: bool) -> None:
-    model = awake(replace(CONFIG, pooled_text=pooled))
+@pytest.mark.parametrize("output", ["velocity", "data", "residual"])
+@pytest.mark.parametrize("extras", [True, False])
+def test_every_weight_learns(extras: bool, output: str) -> None:
+    model = awake(replace(CONFIG, pooled_text=extras, patch_skip=extras, output=output))
     model(*inputs()).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

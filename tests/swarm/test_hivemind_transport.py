@@ -350,6 +350,7 @@ def test_a_poisoned_answer_does_not_hide_what_honest_nodes_hold(hivemind_world: 
             honest = await hivemind_world.node(check=bounded_ok)
             await honest.store("key", "honest", b"ok", soon)
             reader = await hivemind_world.node(honest, check=bounded_ok)
+            place = DHTID.generate("key")
             async with stock_node(reader) as attacker:
                 for answer, kept in [
                     (dictionary(mixed(soon)), {"valid", "also valid"}),
@@ -364,6 +365,10 @@ def test_a_poisoned_answer_does_not_hide_what_honest_nodes_hold(hivemind_world: 
                     attacker.protocol.storage.get = lambda _key, answer=answer: ValueWithExpiration(answer, math.inf)
                     reader._node.blacklist.clear()
                     await reader._meet([attacker.peer_id.to_base58()])
+                    # hivemind ends a search at the first answer that claims to be the latest possible
+                    heard = await reader._node.protocol.call_find(attacker.peer_id, [place])
+                    newest = None if heard is None or heard[place][0] is None else heard[place][0].expiration_time
+                    assert newest == (soon + 3 if kept else None)
                     found = await reader.get("key")
                     assert found["honest"] == (b"ok", soon)
                     assert set(found) == {"honest", *kept}
@@ -454,6 +459,19 @@ def test_an_empty_routing_table_fills_again(hivemind_world: HivemindWorld, soon:
     run(scenario())
 
 
+def test_a_peer_met_again_is_asked_again_at_once(hivemind_world: HivemindWorld) -> None:
+    async def scenario() -> None:
+        async with hivemind_world:
+            first, second = await hivemind_world.nodes_in_line(2)
+            peer = PeerID.from_base58(first.peer_id)
+            second._node.blacklist.register_failure(peer)
+            assert peer in second._node.blacklist
+            await second._meet([first.peer_id])
+            assert peer not in second._node.blacklist
+
+    run(scenario())
+
+
 def test_a_seed_that_comes_back_is_met_again(hivemind_world: HivemindWorld, tmp_path: Path, soon: float) -> None:
     async def scenario() -> None:
         async with hivemind_world:
@@ -462,9 +480,11 @@ def test_a_seed_that_comes_back_is_met_again(hivemind_world: HivemindWorld, tmp_
             await first.close()
             empty_table(second)
             assert await second.get("key") == {}
-            again = await HivemindTransport.start(tmp_path / "identity-0", listen=address.rpartition("/p2p/")[0])
+            head = address.rpartition("/p2p/")[0]
+            again = await HivemindTransport.start(tmp_path / "identity-0", [address], listen=head)
             hivemind_world.nodes.append(again)
             assert again.peer_id == first.peer_id
+            assert again.unreachable_seeds == {}, "its own address is no seed"
             await again.join_dht(accept_ok)
             await again.store("key", "again", b"ok", soon)
 
