@@ -5,6 +5,7 @@ Nothing heavy is imported here: `paris-swarm --help` answers in half a second.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -29,7 +30,7 @@ from paris_swarm.cli.verbs import (
 
 app = typer.Typer(
     name="paris-swarm",
-    help="Train diffusion experts peer to peer: claim a cluster, train in isolation, assemble and draw only what verifies.",
+    help="Train diffusion experts peer to peer: claim a cluster, train it alone, assemble and draw what verifies.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -60,6 +61,8 @@ app.command("demo")(demo.demo)
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run one verb, exit with its documented code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # encoders come from packages or folders, never from a hub at run time
+    os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
+    logging.basicConfig(level=os.environ.get("PARIS_SWARM_LOG", "ERROR"), format="%(levelname)s %(name)s: %(message)s")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -67,7 +70,7 @@ def run(arguments: list[str]) -> int:
     """Run one verb and return its exit code; errors a person can meet become one line on standard error."""
     try:
         result: Any = app(args=arguments, prog_name="paris-swarm", standalone_mode=False)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (the one place where every error becomes an exit code or is raised on)
         return _explain(error)
     return result if isinstance(result, int) else exits.OK
 

@@ -41,7 +41,8 @@ class PlanFolder:
 
     def centroids(self) -> NDArray[np.float32]:
         """float32 [K, F]."""
-        return self._tensor(CENTROIDS_FILE, "centroids")
+        centroids: NDArray[np.float32] = self._tensor(CENTROIDS_FILE, "centroids")
+        return centroids
 
     def held_out(self) -> list[bytes]:
         """16-byte digests of the rows nobody may train on."""

@@ -1,4 +1,4 @@
-"""The trainer process: `python -m paris_swarm.cli.train_child JOB.json`. Prints one JSON object a line; opens no socket.
+"""The trainer process: `python -m paris_swarm.cli.train_child JOB.json`. Prints JSON lines; opens no socket.
 
 Ends with a last checkpoint on SIGTERM, and when its standard input closes (the peer is gone, however it died).
 """

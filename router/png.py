@@ -128,7 +128,7 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def untile(path: str | os.PathLike[str], *, count: int, side: int, columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """The `count` pictures of `side` pixels in a grid that `write_grid` wrote, uint8 [count, side, side, 3], enlarging undone.
+    """The pictures in a grid that `write_grid` wrote, enlarging undone: uint8 [count, side, side, 3].
 
     Raises:
         ValueError: the picture is no such grid.

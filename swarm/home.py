@@ -119,7 +119,8 @@ class Home:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HomeBusy(
-                    f"{self.path} is in use by process {self.holder() or 'unknown'}: stop that one, or give this one its own --home"
+                    f"{self.path} is in use by process {self.holder() or 'unknown'}: "
+                    "stop that one, or give this one its own --home"
                 ) from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

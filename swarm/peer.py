@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.records import Announcement, Progress
-from paris_swarm.swarm.claims import ROUTER, Keep, Wait, choose, rendezvous_order, review
+from paris_swarm.swarm.claims import ROUTER, Keep, Take, Wait, choose, rendezvous_order, review
 from paris_swarm.swarm.node import SwarmNode
 from paris_swarm.swarm.transport import TransportError
 
@@ -31,7 +31,7 @@ KEPT_CHECKPOINTS = 2
 Phase = Literal["looking", "waiting", "settling", "fetching", "training", "finished", "left", "failed"]
 
 
-# ---- what the peer needs from outside ---------------------------------------------------------------------------------
+# ---- what the peer needs from outside --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Trainer(Protocol):
         """Reports until the process ends."""
 
     async def stop(self) -> None:
-        """Ask for a last checkpoint and the end; `events` ends once it is written. Kills a process that does not obey."""
+        """Ask for a last checkpoint and the end; `events` ends once it is written. Kills what does not obey."""
 
 
 class StartTrainer(Protocol):
@@ -86,7 +86,7 @@ LocalCheckpoint = Callable[[Path], tuple[Path, int] | None]
 """Newest whole checkpoint folder under a work folder and its step."""
 
 
-# ---- state shown ------------------------------------------------------------------------------------------------------
+# ---- state shown -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Lane:
         self.state = LaneState(self.name)
 
 
-# ---- the peer ---------------------------------------------------------------------------------------------------------
+# ---- the peer --------------------------------------------------------------------------------------------------
 
 
 class Peer:
@@ -193,13 +193,13 @@ class Peer:
                     await self._pause(policy.lease_s)
         self._show(lane, "left")
 
-    async def _look(self, lane: _Lane) -> Wait | object:
+    async def _look(self, lane: _Lane) -> Take | Wait:
         """Refresh some slots (8 by rendezvous order, then the next 8) until one has room."""
         node = self.node
         order = rendezvous_order(node.plan_id, node.identity.peer_id, lane.slots)
         if lane.wanted is not None:
             order = [lane.wanted]
-        answer: object = Wait("finished")
+        answer = Wait("finished")
         for start in range(0, len(order), CONSIDERED_AT_ONCE):
             batch = order[start : start + CONSIDERED_AT_ONCE]
             try:

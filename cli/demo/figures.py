@@ -25,15 +25,18 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Figures:
-    """Shares between 0 and 1. ``left_out``: families whose real background figure is below 0.9, with that figure."""
+    """Shares between 0 and 1. ``left_out``: families whose real background figure is below 0.9, with that figure;
+    ``preview``: some of the pictures side by side, uint8 [h, w, 3]."""
 
     cluster_accuracy: float
     cluster_accuracy_real: float
     background_accuracy: float | None
     background_accuracy_real: float | None
     left_out: dict[str, float]
+    background_by_family: dict[str, tuple[float, float]]
     prompts: int
     example: str
+    preview: NDArray[np.uint8]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +44,7 @@ class Figures:
             "cluster_accuracy_real": self.cluster_accuracy_real,
             "background_accuracy": self.background_accuracy,
             "background_accuracy_real": self.background_accuracy_real,
+            "background_by_family": {name: list(pair) for name, pair in self.background_by_family.items()},
             "background_families_left_out": self.left_out,
             "prompts": self.prompts,
         }
@@ -48,8 +52,8 @@ class Figures:
     def lines(self) -> list[str]:
         """The figures for people."""
         lines = [
-            f"\nOf {self.prompts} pictures from held-out prompts, {self.cluster_accuracy:.2f} fall into the prompt's own "
-            f"cluster (real held-out pictures: {self.cluster_accuracy_real:.2f})."
+            f"Of {self.prompts} pictures from held-out prompts, {self.cluster_accuracy:.2f} fall into the prompt's "
+            f"own cluster (real held-out pictures: {self.cluster_accuracy_real:.2f})."
         ]
         if self.background_accuracy is not None:
             lines.append(
@@ -89,7 +93,7 @@ def measure(png: Path, prompts: HeldOut, data_folder: Path, plan: Path) -> Figur
     from paris_swarm.expert.data.encoders import EfficientNetLite0
     from paris_swarm.expert.data.shards import PreparedData
     from paris_swarm.router.figures import background_accuracy, cluster_accuracy
-    from paris_swarm.router.png import untile
+    from paris_swarm.router.png import tile, untile
 
     data = PreparedData.open(data_folder)
     plan_folder = open_plan_folder(plan)
@@ -105,6 +109,8 @@ def measure(png: Path, prompts: HeldOut, data_folder: Path, plan: Path) -> Figur
         background_accuracy=background.drawn,
         background_accuracy_real=background.real,
         left_out=dict(background.left_out),
+        background_by_family=dict(background.by_family),
         prompts=len(prompts.captions),
         example=prompts.captions[0],
+        preview=tile(drawn[:: max(1, count // 8)][:8], columns=4),
     )

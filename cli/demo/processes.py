@@ -130,22 +130,13 @@ def command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "paris_swarm.cli.app", *arguments]
 
 
-def run_verb(arguments: Sequence[str]) -> None:
-    """`paris-swarm ARGUMENTS` in the foreground, on this terminal.
+def ask_verb(arguments: Sequence[str]) -> dict[str, Any]:
+    """The JSON answer of a verb; what it says to people goes to this terminal (standard error).
 
     Raises:
         ProcessFailed: it ended with another code than 0.
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
-    done = subprocess.run(command(arguments), check=False, preexec_fn=_die_with_parent)
-    if done.returncode == 130:
-        raise KeyboardInterrupt
-    if done.returncode != 0:
-        raise ProcessFailed(f"`paris-swarm {' '.join(arguments[:6])} ...` ended with code {done.returncode}")
-
-
-def ask_verb(arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON answer of a verb; what it says to people goes to this terminal (standard error)."""
     done = subprocess.run(
         command([*arguments, "--json"]), check=False, stdout=subprocess.PIPE, preexec_fn=_die_with_parent
     )

@@ -15,10 +15,10 @@ from rich.live import Live
 
 from paris_swarm.cli.demo.figures import PROMPTS_A_CLUSTER, Figures, held_out_prompts, measure
 from paris_swarm.cli.demo.pace import Pace, choose_pace
-from paris_swarm.cli.demo.processes import Processes, ProcessFailed, Running, ask_verb, run_verb
+from paris_swarm.cli.demo.processes import Processes, Running, ask_verb
 from paris_swarm.cli.demo.traffic import Wire
 from paris_swarm.cli.exits import ProcessFailed
-from paris_swarm.cli.views import dashboard, size
+from paris_swarm.cli.views import dashboard, picture, size
 from paris_swarm.dht_schemas.files import atomic_write_json
 from paris_swarm.swarm.status import SwarmStatus, status_from_dict
 
@@ -45,6 +45,15 @@ class DemoOptions:
     device: str
 
 
+@dataclass(frozen=True)
+class Sent:
+    """Bytes sent before assembly: chunks of checkpoints and files of the plan (own counters), and all (kernel)."""
+
+    checkpoints: int
+    plan_files: int
+    wire: int
+
+
 class Demo:
     """One run. ``out`` gets samples.png, model/, swarm/ (homes and logs) and report.json."""
 
@@ -66,40 +75,34 @@ class Demo:
         self._make_room()
         data, plan = self.out / "data", self.out / "plan"
         self._headline("1. Captioned images: drawn, encoded, sharded")
-        run_verb(
+        prepared = ask_verb(
             [
-                "prepare",
-                "dicebear",
-                str(data),
-                "--count",
-                str(self.options.count),
-                "--seed",
-                str(self.options.seed),
-                "--resolution",
-                str(self.options.resolution),
+                *("prepare", "dicebear", str(data), "--seed", str(self.options.seed)),
+                *("--count", str(self.options.count), "--resolution", str(self.options.resolution)),
             ]
         )
+        licences = "; ".join(f"{item['what']}: {item['name']}" for item in prepared["licences"])
+        self.console.print(f"{prepared['count']} pictures of {prepared['resolution']} px. {licences}.")
         self._headline("2. A plan: clusters, probe set, recipe, signature")
         pace = choose_pace(self.options, data)
         self.console.print(pace.explanation)
-        run_verb(self._init_arguments(data, plan, pace))
+        ask_verb(self._init_arguments(data, plan, pace))
         with Processes(self.homes / "logs") as processes:
             invite = self._start_seed(processes, plan)
             self._headline(f"3. A swarm: one bootstrap node, {self.options.peers} peers, each its own process and home")
+            self.console.print(f"Invite: {invite}", soft_wrap=True)
             self._start_peers(processes, invite, data, pace)
             final = self._watch(processes, invite, pace)
-            before = self._checkpoint_bytes_sent()
-            records = self.wire.total()
+            sent = Sent(self._files_sent("checkpoint"), self._files_sent("plan", "blob"), self.wire.total())
             pairs = self.wire.pairs()
             self._headline("4. A home that trained nothing assembles, verifies and draws")
             artist = ["--home", str(self.homes / "artist")]
             assembled = ask_verb([*artist, "assemble", invite, "-o", str(self.out / "model")])
-            files_sent = assembled["bytes"]
-        run_verb(["--home", str(self.homes / "artist"), "verify", str(self.out / "model"), "--plan", invite])
+        ask_verb([*artist, "verify", str(self.out / "model"), "--plan", invite])
         prompts = held_out_prompts(data, plan, self.options.seed)
-        drawn = self._draw(prompts.captions)
+        drawn = self._draw(artist, prompts.captions)
         figures = measure(drawn, prompts, data, plan)
-        return self._report(figures, assembled, final, records, pairs, before, files_sent, pace)
+        return self._report(figures, assembled, final, sent, pairs, pace)
 
     # ---- steps -----------------------------------------------------------------
 
@@ -157,21 +160,21 @@ class Demo:
                     )
                 _wait_for_news(watcher, seconds=2.0)
 
-    def _draw(self, captions: list[str]) -> Path:
+    def _draw(self, artist: list[str], captions: list[str]) -> Path:
         png = self.out / "samples.png"
-        arguments = ["--home", str(self.homes / "artist"), "sample", str(self.out / "model"), "-o", str(png)]
+        arguments = [*artist, "sample", str(self.out / "model"), "-o", str(png), "--seed", str(self.options.seed)]
         arguments += ["--guidance", str(self.options.guidance), "--steps", str(self.options.sample_steps)]
         for caption in captions:
             arguments += ["--prompt", caption]
-        run_verb([*arguments, "--seed", str(self.options.seed), "--device", self.options.device])
+        ask_verb([*arguments, "--device", self.options.device])
         return png
 
-    def _checkpoint_bytes_sent(self) -> int:
-        """Bytes of checkpoint chunks that the peers have sent so far, by their own counters on disk."""
+    def _files_sent(self, *kinds: str) -> int:
+        """Bytes of these kinds that the homes have sent so far, by their own counters on disk."""
         total = 0
         for path in self.homes.glob("*/swarms/*/traffic.json"):
             sent = json.loads(path.read_bytes())["sent"]
-            total += sum(kinds["checkpoint"]["wire"] for kinds in sent.values() if "checkpoint" in kinds)
+            total += sum(of_peer[kind]["wire"] for of_peer in sent.values() for kind in kinds if kind in of_peer)
         return total
 
     # ---- the end ----------------------------------------------------------------
@@ -181,24 +184,26 @@ class Demo:
         figures: Figures,
         assembled: dict[str, Any],
         final: SwarmStatus,
-        records: int,
+        sent: Sent,
         pairs: dict[str, int],
-        before: int,
-        files: int,
         pace: Pace,
     ) -> dict[str, Any]:
-        seconds = time.monotonic() - self.begun
         report: dict[str, Any] = {
-            "seconds": round(seconds, 1),
+            "seconds": round(time.monotonic() - self.begun, 1),
             **figures.as_dict(),
             "bytes": {
-                "records": records or None,
-                "files_before_assembly": before,
-                "files": files,
+                "records": sent.wire - sent.checkpoints or None,
+                "plan_files": sent.plan_files,
+                "files_before_assembly": sent.checkpoints,
+                "files": assembled["bytes"],
                 "gradients": 0 if self.wire.trainer_sockets == 0 else None,
             },
             "slots": assembled["slots"],
-            "trainers": {"processes": len(self.wire.trainers_seen), "internet_sockets": self.wire.trainer_sockets},
+            "trainers": {
+                "processes": len(self.wire.trainers_seen),
+                "looks": self.wire.looks,
+                "internet_sockets": self.wire.trainer_sockets,
+            },
             "sent_while_training": pairs,
             "plan": final.plan,
             "assembly": assembled["digest"],
@@ -210,35 +215,44 @@ class Demo:
         return report
 
     def _say(self, report: dict[str, Any], figures: Figures) -> None:
-        say = self.console.print
+        def say(text: object = "") -> None:
+            self.console.print(text, soft_wrap=True)
+
+        if self.console.is_terminal:
+            say(picture(figures.preview, columns=self.console.width))
         self._headline("What happened")
         for slot in report["slots"]:
             say(
                 f"  slot {slot['slot']:<6} trained by {slot['peer']}  step {slot['step']}  "
-                f"root {slot['root'][:16]}  probe {slot['probe_loss']:.4f}",
-                soft_wrap=True,
+                f"root {slot['root'][:16]}  probe {slot['probe_loss']:.4f}"
             )
-        sent = report["bytes"]
+        sent, trainers = report["bytes"], report["trainers"]
+        records = "not counted on this system" if sent["records"] is None else size(sent["records"])
+        say()
         say(
-            f"\nSent while training: {size(sent['records'] or 0)} of records (kernel counters of {len(report['sent_while_training'])} "
-            f"directed pairs), {sent['files_before_assembly']} bytes of checkpoint files; "
-            f"for assembly: {size(sent['files'])} of verified files."
+            f"Sent while training: {records} of records and protocol ({size(sent['plan_files'])} of them the plan's "
+            f"files), {sent['files_before_assembly']} bytes of checkpoints. Sent for assembly: {size(sent['files'])} "
+            "of files, each chunk verified."
         )
-        trainers = report["trainers"]
-        say(
-            f"Gradients: {sent['gradients']} bytes. Known because gradients live only in the {trainers['processes']} trainer "
-            f"processes, and these had {trainers['internet_sockets']} internet sockets open in every look at /proc."
-        )
+        if sent["gradients"] == 0:
+            say(
+                f"Gradients: 0 bytes. They exist only in the {trainers['processes']} trainer processes, and in "
+                f"{trainers['looks']} looks at /proc none of these had an internet socket."
+            )
+        else:
+            say("Gradients: not shown to be 0: a trainer process had an internet socket open.")
+        say()
         for line in figures.lines():
             say(line)
+        say()
+        say(f"Pictures  {_relative(self.out / 'samples.png')}")
+        say(f"Model     {_relative(self.out / 'model')}")
+        say(f"Report    {_relative(self.out / 'report.json')}")
+        say(f"Time      {report['seconds'] / 60:.1f} minutes")
+        say()
         say(
-            f"\nPictures   {self.out / 'samples.png'}\nModel      {self.out / 'model'}\nReport     {self.out / 'report.json'}"
-        )
-        say(f"Time       {report['seconds'] / 60:.1f} minutes")
-        say(
-            f"\nNext: {_paris_swarm()} sample {_relative(self.out / 'model')} "
-            f'--prompt "{figures.example}" -n 4 -o mine.png',
-            soft_wrap=True,
+            f"Next: {_paris_swarm()} sample {_relative(self.out / 'model')} --guidance {self.options.guidance:g} "
+            f'--prompt "{figures.example}" -n 4 -o mine.png'
         )
 
     def _headline(self, text: str) -> None:

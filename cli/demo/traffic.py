@@ -117,6 +117,7 @@ class Wire:
 
     sockets: dict[int, tuple[str, int, int, int]] = field(default_factory=dict)
     trainer_sockets: int = 0
+    looks: int = 0
     trainers_seen: set[int] = field(default_factory=set)
 
     def sample(self, peers: dict[str, int]) -> None:
@@ -128,6 +129,7 @@ class Wire:
                     owner |= dict.fromkeys(socket_inodes(child), name)
                 elif "train_child" in line:
                     self.trainers_seen.add(child)
+                    self.looks += 1
                     self.trainer_sockets += internet_sockets(child)
         for tcp in tcp_sockets():
             if tcp.inode in owner:

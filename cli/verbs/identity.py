@@ -15,7 +15,7 @@ app = typer.Typer(help="The key that is this peer: show, back up, restore.", no_
 @app.command("show")
 def show(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Print the peer id and where the key lies (made on first use)."""
-    shared = settings(context.parent or context, home, as_json)
+    shared = settings(context, home, as_json)
     owner = shared.open_home()
     identity = owner.identity()
     shared.answer(
@@ -33,7 +33,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a copy of the key."""
-    shared = settings(context.parent or context, home, as_json)
+    shared = settings(context, home, as_json)
     from paris_swarm.dht_schemas.files import atomic_write
 
     identity = shared.open_home().identity(create=False)
@@ -54,7 +54,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take a key into this home; never overwrites another one."""
-    shared = settings(context.parent or context, home, as_json)
+    shared = settings(context, home, as_json)
     from paris_swarm.dht_schemas.identity import Identity
 
     try:

@@ -67,8 +67,7 @@ def init(
             say=lambda text: status.update(f"{text[0].upper()}{text[1:]} ..."),
         )
     invite = f"paris:{report.plan_id}"
-    if not shared.as_json:
-        shared.console.print(partition_table(report.partition))
+    shared.console.print(partition_table(report.partition))
     shared.answer(
         {
             "plan": report.plan_id,
@@ -82,7 +81,7 @@ def init(
         "\n".join(
             [
                 *(f"Warning: {warning}" for warning in report.partition.warnings),
-                f"Plan written to {out} and signed by {owner.identity().peer_id}; example pictures: {out}/cluster-*.png",
+                f"Plan written to {out}, signed by {owner.identity().peer_id}; example pictures: {out}/cluster-*.png",
                 f"The sealed half of the probe set stays with you: {report.sealed}",
                 f"Invite (nobody serves it yet): {invite}",
                 f"Next: paris-swarm bootstrap {out}",

@@ -45,7 +45,7 @@ def join(
         typer.Option(
             CLAIM,
             metavar="[auto|N]",
-            help="Train a cluster: N, or `auto` (also when nothing follows) for whichever needs a peer, one after another.",
+            help="Train cluster N; with `auto`, or nothing, whichever needs a peer, one after another.",
         ),
     ] = None,
     claim_router: Annotated[

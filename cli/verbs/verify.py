@@ -17,7 +17,7 @@ def verify(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every envelope, digest and header again, without a network. Changed, missing or extra files exit 4 and are named."""
+    """Every envelope, digest and header again, without a network. What was changed is named, and the exit code is 4."""
     shared = settings(context, home, as_json)
     from paris_swarm.dht_schemas.invite import Invite
     from paris_swarm.router.verify import verify_folder

@@ -28,13 +28,13 @@ BAD = {
 
 
 def draw_folder(folder: Path, *, good: int = GOOD, bad: bool = True, seed: int = 0) -> Path:
-    """``good`` usable pictures (half flat squares, half dark circles on light ground) and, if asked, four bad rows."""
+    """``good`` usable pictures (half flags of two bands, half discs) and, if asked, four bad rows."""
     folder.mkdir(parents=True)
     dice = random.Random(seed)
     lines = []
     for number in range(good):
         name = f"picture-{number:03}.png"
-        image, text = _flag(dice) if number % 2 else _moon(dice)
+        image, text = _flag(dice) if number % 2 else _disc(dice)
         image.save(folder / name)
         lines.append({"file_name": name, "text": text})
     if bad:
@@ -57,17 +57,14 @@ def _flag(dice: random.Random) -> tuple[Image.Image, str]:
     return image, f"a flag, {top} above {bottom}"
 
 
-def _moon(dice: random.Random) -> tuple[Image.Image, str]:
-    """A pale disc in a black sky with stars."""
-    image = Image.new("RGB", (48, 48), (8, 8, 16))
-    pen = ImageDraw.Draw(image)
-    for _ in range(30):
-        x, y = dice.randrange(48), dice.randrange(48)
-        pen.point((x, y), fill=(255, 255, 255))
-    colour = dice.choice(["white", "yellow", "grey"])
-    x, y, radius = dice.randrange(14, 34), dice.randrange(14, 34), dice.randrange(8, 14)
-    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_shade(dice, COLOURS[colour]))
-    return image, f"a {colour} moon in a black sky with stars"
+def _disc(dice: random.Random) -> tuple[Image.Image, str]:
+    """A disc on dark or light ground."""
+    ground = dice.choice(["black", "white"])
+    image = Image.new("RGB", (48, 48), _shade(dice, (14, 14, 14) if ground == "black" else COLOURS["white"]))
+    colour = dice.choice(["red", "green", "blue", "grey"])
+    x, y, radius = dice.randrange(18, 30), dice.randrange(18, 30), dice.randrange(10, 16)
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=_shade(dice, COLOURS[colour]))
+    return image, f"a {colour} disc on {ground} ground"
 
 
 def _shade(dice: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, int]:
