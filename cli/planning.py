@@ -47,6 +47,7 @@ class PlanOptions:
     checkpoint_every_s: float
     grace_s: float
     replicas: int
+    guidance: float
     created: int
 
 
@@ -157,6 +158,7 @@ def _write(
                 replicas=options.replicas,
                 checkpoint_cap_bytes=_checkpoint_cap(specs),
             ).model_dump(),
+            "sampling": {"guidance": options.guidance},
             "admission": "open",
             "router_slot": "open",
             "verification": {

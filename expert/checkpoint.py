@@ -124,7 +124,7 @@ def _sync(path: Path) -> None:
 
 
 def prune(work_dir: Path, keep: int) -> list[Path]:
-    """Deletes all but the newest `keep` checkpoints of a work folder (never a quarantined one) and names the deleted."""
+    """Deletes all but the newest `keep` checkpoints (never a quarantined one) and names the deleted."""
     gone = list(_folders(work_dir))[:-keep] if keep > 0 else []
     for folder in gone:
         shutil.rmtree(folder)

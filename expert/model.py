@@ -253,9 +253,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
         elif name.endswith("scale_shift_table"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif name in ("pos_embed", "cls_token"):
-            nn.init.normal_(parameter, std=0.02)
-        elif name.startswith(("time_embed", "t_block", "pooled_proj")):
+        elif name in ("pos_embed", "cls_token") or name.startswith(("time_embed", "t_block", "pooled_proj")):
             nn.init.normal_(parameter, std=0.02)
         elif name == "patch_skip.inner.weight":
             nn.init.eye_(parameter)

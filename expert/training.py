@@ -45,7 +45,7 @@ KEPT_LOSSES = 200
 
 @dataclass(frozen=True)
 class StepReport:
-    """`step` of `steps` are done; `loss` is the mean since the last report, speed likewise, `seconds` since the start."""
+    """`step` of `steps` are done; `loss` and speed are means since the last report, `seconds` count from the start."""
 
     step: int
     steps: int
@@ -83,7 +83,7 @@ class TornReport:
 
 @dataclass(frozen=True)
 class DoneReport:
-    """The loop ended at `step`: the schedule is finished, or (`stopped`) it was asked to end. `folder` is its checkpoint."""
+    """The loop ended at `step`, at the end of its schedule or because it was asked to (`stopped`). `folder` holds it."""
 
     step: int
     steps: int

@@ -1,8 +1,8 @@
 """Is a peer's checkpoint what it claims: finite numbers, and a probe loss anyone can recompute.
 
 A probe set is one safetensors file of the plan: for every slot `pixels.<slot>` uint8 [n, H, W, 3], `states.<slot>`
-float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D], `null_length` int16 [1]. Times and noise
-come from the plan's probe seed alone, so two machines agree to rounding.
+float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D], `null_length` int16 [1]. Times and
+noise come from the plan's probe seed alone, so two machines agree to rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBE_TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98)
 
 @dataclass(frozen=True)
 class Probe:
-    """Held-out rows of one slot. x0 float32 [n, C, H, W], states float32 [n, L, D], mask bool [n, L], seed of the noise.
+    """Held-out rows of one slot: x0 float32 [n, C, H, W], states float32 [n, L, D], mask bool [n, L], the noise's seed.
 
     `null` is the null caption, states float32 [1, L, D] and mask bool [1, L].
     """
@@ -110,7 +110,8 @@ def load_probe(path: Path, slot: str, seed: int) -> Probe:
 def probe_slots(path: Path) -> list[str]:
     """The slots a probe file has rows for, sorted."""
     with safe_open(path, framework="pt") as file:
-        return sorted(name.removeprefix("pixels.") for name in file.keys() if name.startswith("pixels."))
+        names = list(file.keys())
+    return sorted(name.removeprefix("pixels.") for name in names if name.startswith("pixels."))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,7 +122,8 @@ def probe_slots(path: Path) -> list[str]:
 def nonfinite_tensors(path: Path) -> Iterator[str]:
     """Names of the tensors in a safetensors file that hold a NaN or an infinity, read one tensor at a time."""
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():
+        names = list(file.keys())
+        for name in names:
             tensor = file.get_tensor(name)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 yield name

@@ -209,16 +209,33 @@ def _seeds(features: np.ndarray, fine: int, generator: np.random.Generator) -> n
 
 
 def _merge(fine: np.ndarray, sizes: np.ndarray, clusters: int) -> np.ndarray:
-    """Ward's criterion on the fine centroids; a coarse centroid is the weighted mean direction of its members."""
-    if clusters == 1 or len(fine) == clusters:
-        groups = np.zeros(len(fine), dtype=np.int64) if clusters == 1 else np.arange(len(fine))
-    else:
-        from sklearn.cluster import AgglomerativeClustering
+    """Ward's criterion (1963) on the fine centroids, each with the weight of its items: float32 [clusters, F].
 
-        groups = AgglomerativeClustering(n_clusters=clusters, linkage="ward").fit_predict(fine.astype(np.float64))
-    weights = np.zeros((clusters, len(fine)))
-    weights[groups, np.arange(len(fine))] = sizes
-    return _normalised(weights @ fine)
+    Weights matter: without them a handful of odd items that got a fine centroid of their own ends as a coarse cluster.
+    """
+    means, weights = fine.astype(np.float64), sizes.astype(np.float64)
+    alive = np.ones(len(fine), dtype=bool)
+    costs = np.full((len(fine), len(fine)), np.inf)  # symmetric; inf on the diagonal and for merged-away rows
+    for row in range(len(fine)):
+        costs[row] = _merge_costs(means, weights, row)
+    for _ in range(len(fine) - clusters):
+        one, other = np.unravel_index(int(costs.argmin()), costs.shape)
+        means[one] = (weights[one] * means[one] + weights[other] * means[other]) / (weights[one] + weights[other])
+        weights[one] += weights[other]
+        alive[other] = False
+        costs[other] = costs[:, other] = np.inf
+        costs[one] = np.where(alive, _merge_costs(means, weights, int(one)), np.inf)
+        costs[:, one] = costs[one]
+    return _normalised(means[alive])
+
+
+def _merge_costs(means: np.ndarray, weights: np.ndarray, row: int) -> np.ndarray:
+    """float64 [m]: how much the within-cluster squares grow when ``row`` is merged with each other one."""
+    squares = np.einsum("mf,mf->m", means, means)
+    distances = np.maximum(squares + squares[row] - 2 * (means @ means[row]), 0.0)
+    costs = weights * weights[row] / (weights + weights[row]) * distances
+    costs[row] = np.inf
+    return costs
 
 
 # --- the report ----------------------------------------------------------------------------------------------------

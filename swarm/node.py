@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class SwarmNode:
         self.last_seen: dict[str, float] = {}
         self.refused: list[str] = []
         self._published: dict[str, list[str]] = {}
+        self._doubted: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- joining ------------------------------------------------------------
@@ -152,12 +154,21 @@ class SwarmNode:
             self.refused.append(what)
             self.files.log_event({"event": "refused", "what": what, "time": self.clock()})
 
+    def doubt(self, root: str, why: Exception) -> None:
+        """Leave a checkpoint out of account: for good when it was refused, for two leases when nobody served it."""
+        forever = isinstance(why, RecordError)
+        self._doubted[root] = math.inf if forever else self.clock() + 2 * self.plan.policy.lease_s
+        self.files.log_event({"event": "refused", "root": root, "what": str(why), "time": self.clock()})
+
+    def _is_doubted(self, root: str) -> bool:
+        return self._doubted.get(root, 0.0) > self.clock()
+
     def candidates(self, slot: str) -> list[Candidate]:
         """Announced checkpoints of a slot that someone holds now, best announced probe loss first, ties by root."""
         now = self.clock()
         by_root: dict[str, tuple[Announcement, bytes, list[str]]] = {}
         for holding, announcement in self.trusted.holdings.get(slot, {}).values():
-            if holding.until > now:
+            if holding.until > now and not self._is_doubted(announcement.root):
                 entry = by_root.setdefault(announcement.root, (announcement, holding.announcement.encode(), []))
                 entry[2].append(holding.holder)
         order = sorted(by_root.values(), key=lambda entry: (entry[0].probe_loss, entry[0].root))
@@ -168,6 +179,8 @@ class SwarmNode:
         made: dict[str, float] = {}
         step = 0
         for _holding, announcement in self.trusted.holdings.get(slot, {}).values():
+            if self._is_doubted(announcement.root):
+                continue
             made[announcement.author] = max(made.get(announcement.author, 0.0), announcement.seq / 1000)
             step = max(step, announcement.step)
         return SlotView(

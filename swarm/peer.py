@@ -148,6 +148,7 @@ class Peer:
         self._device = device
         self._dice = dice or random.Random()
         self._leaving = asyncio.Event()
+        self._believed: set[str] = set()
         self._lanes: list[_Lane] = []
         if cluster is not None:
             names = tuple(slot for slot in node.plan.slots if slot != ROUTER)
@@ -179,14 +180,19 @@ class Peer:
     async def _live(self, lane: _Lane) -> None:
         policy = self.node.plan.policy
         await self._pause(self._dice.uniform(0, min(1.0, policy.lease_s / 20)))
+        idle_since = self.node.clock()
         while not self._leaving.is_set():
             action = await self._look(lane)
             if isinstance(action, Wait):
                 done = action.why == "finished"
                 why = "" if done else "every slot considered is held; standing by"
                 self._show(lane, "finished" if done else "waiting", note=why)
+                if self.node.clock() - idle_since > policy.first_checkpoint_grace_s and await self._check_a_rival(lane):
+                    idle_since = self.node.clock()
                 await self._pause(policy.lease_s / 3)
-            elif await self._claim(lane, action.slot):
+                continue
+            idle_since = self.node.clock()
+            if await self._claim(lane, action.slot):
                 failed = await self._train(lane, action.slot)
                 if failed:
                     self._show(lane, "failed", note=failed)
@@ -221,6 +227,28 @@ class Peer:
             if found.why != "finished":
                 answer = found
         return answer
+
+    async def _check_a_rival(self, lane: _Lane) -> bool:
+        """Verify one checkpoint that keeps this peer idle and that it has not verified yet.
+
+        Otherwise a bare announcement of a finished step, or of one rubbish checkpoint a cadence, would hold a slot for
+        ever. It costs a download, so only a peer that has been idle for a whole grace period does it, one at a time.
+        Returns False when there is nothing left to check.
+        """
+        node = self.node
+        for slot in lane.slots if lane.wanted is None else (lane.wanted,):
+            for candidate in node.candidates(slot):
+                announcement = candidate.announcement
+                if announcement.root in self._believed or announcement.author == node.identity.peer_id:
+                    continue
+                try:
+                    folder = await node.fetch_checkpoint(candidate)
+                    await self._check(slot, folder, announcement, "resume")
+                    self._believed.add(announcement.root)
+                except (RecordError, TransportError) as error:
+                    node.doubt(announcement.root, error)
+                return True
+        return False
 
     async def _claim(self, lane: _Lane, slot: str) -> bool:
         """Claim, let the claim settle, look again; False when another peer has the better right."""
@@ -320,9 +348,10 @@ class Peer:
             try:
                 folder = await node.fetch_checkpoint(candidate)
                 await self._check(slot, folder, announcement, "resume")
+                self._believed.add(announcement.root)
                 await node.hold(slot, candidate.envelope)
             except (RecordError, TransportError) as error:
-                node.files.log_event({"event": "refused", "slot": slot, "root": announcement.root, "what": str(error)})
+                node.doubt(announcement.root, error)
                 log.warning("checkpoint %s of slot %s refused: %s", announcement.root[:12], slot, error)
                 continue
             return folder, announcement.root

@@ -251,7 +251,7 @@ class Demo:
         say(f"Time      {report['seconds'] / 60:.1f} minutes")
         say()
         say(
-            f"Next: {_paris_swarm()} sample {_relative(self.out / 'model')} --guidance {self.options.guidance:g} "
+            f"Next: {_paris_swarm()} sample {_relative(self.out / 'model')} "
             f'--prompt "{figures.example}" -n 4 -o mine.png'
         )
 

@@ -15,7 +15,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for pictures, model, homes, logs and report.json.")
     ] = Path("demo-out"),
-    minutes: Annotated[float, typer.Option(min=0.2, help="About how long the experts train.")] = 3.5,
+    minutes: Annotated[float, typer.Option(min=0.2, help="About how long the experts train.")] = 5,
     peers: Annotated[int, typer.Option(min=1, help="Peers that train.")] = 4,
     clusters: Annotated[int, typer.Option(min=1, help="Experts.")] = 4,
     count: Annotated[int, typer.Option(min=64, help="Pictures to draw for training.")] = 4096,
@@ -23,8 +23,8 @@ def demo(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of an expert, instead of what fits into --minutes.")
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of the pictures.")] = 2.5,
-    sample_steps: Annotated[int, typer.Option(min=1, help="Euler steps of the pictures.")] = 40,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the pictures.")] = 1.5,
+    sample_steps: Annotated[int, typer.Option(min=1, help="Euler steps of the pictures.")] = 30,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     home: HomeOption = None,

@@ -29,6 +29,10 @@ def init(
     grace: Annotated[
         float | None, typer.Option(help="Seconds a claim holds before its first checkpoint (default: two cadences).")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Guidance scale that `sample` defaults to (default: 1.5 for tiny, else 7.5)."),
+    ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Protected claims a slot may have.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the partition, the probe set and the initial weights.")] = 0,
     home: HomeOption = None,
@@ -54,6 +58,7 @@ def init(
         checkpoint_every_s=checkpoint_every,
         grace_s=grace if grace is not None else 2 * checkpoint_every,
         replicas=replicas,
+        guidance=guidance if guidance is not None else 1.5 if recipe == "tiny" else 7.5,
         created=int(time.time()),
     )
     prepared = PreparedData.open(data)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +19,9 @@ def sample(
     count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
     strategy: Annotated[str, typer.Option(help="top-1, top-2, ... or full.")] = "top-1",
     steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 50,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale; 1 means none.")] = 2.5,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 1 means none (default: what the plan recommends).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i depends on (seed, i) and its prompt only.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path(
         "samples.png"
@@ -45,7 +48,10 @@ def sample(
     if any(not text.strip() for text in prompt):
         raise ValueError("--prompt is empty: say what to draw")
     assembled = open_folder(folder, plan_id=plan, device=pick_device(device), allow_missing=allow_missing)
-    states, lengths = encode_prompts(assembled.verified.plan.plan, prompt)
+    signed_plan = assembled.verified.plan.plan
+    if guidance is None:
+        guidance = recommended_guidance(signed_plan.model_extra or {})
+    states, lengths = encode_prompts(signed_plan, prompt)
     with Progress(console=shared.console, transient=True) as bars:
         task = bars.add_task("drawing", total=None)
 
@@ -97,6 +103,13 @@ def sample(
         f"{len(pictures.images)} pictures in {out}"
         + (f" (experts missing: {', '.join(assembled.missing)})" if assembled.missing else ""),
     )
+
+
+def recommended_guidance(plan_fields: Mapping[str, Any]) -> float:
+    """The guidance scale a plan recommends (its field ``sampling``), or 2.5 where it says none that makes sense."""
+    sampling = plan_fields.get("sampling")
+    value = sampling.get("guidance") if isinstance(sampling, Mapping) else None
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 100 else 2.5
 
 
 def grid_columns(count: int) -> int:

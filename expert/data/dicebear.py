@@ -185,10 +185,10 @@ def _robot_caption(drawn: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return text, {"background": backdrop, "robot": body, "eyes": eyes}
 
 
-# --- monsters, smileys, portraits and clay figures: four more, for K = 8 -------------------------------------------
+# --- simpler kinds: one body or pattern in one named colour -------------------------------------------
 
 
-def _creature_options(colour_option: str) -> Callable[[Callable[..., str]], dict[str, Any]]:
+def _simple_options(colour_option: str) -> Callable[[Callable[..., str]], dict[str, Any]]:
     def options(pick: Callable[..., str]) -> dict[str, Any]:
         backdrop = pick(_BACKDROPS)
         return {"backgroundColor": [_hex(backdrop)], colour_option: [_hex(pick(_BRIGHT, backdrop))]}
@@ -196,7 +196,7 @@ def _creature_options(colour_option: str) -> Callable[[Callable[..., str]], dict
     return options
 
 
-def _creature_caption(colour_option: str, noun: str) -> Callable[[Mapping[str, Any]], tuple[str, dict[str, str]]]:
+def _simple_caption(colour_option: str, noun: str) -> Callable[[Mapping[str, Any]], tuple[str, dict[str, str]]]:
     def caption(drawn: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         backdrop, body = _named(drawn["backgroundColor"]), _named(drawn[colour_option])
         return f"{_a(backdrop)} background with {_a(body).lower()} {noun}.", {"background": backdrop, noun: body}
@@ -225,15 +225,26 @@ def _portrait_caption(drawn: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return text, {"background": backdrop, "hair": f"{length} {hair}"}
 
 
+def _shapes_options(pick: Callable[..., str]) -> dict[str, Any]:
+    return {"backgroundColor": [_hex(pick(_BACKDROPS))]}
+
+
+def _shapes_caption(drawn: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    backdrop = _named(drawn["backgroundColor"])  # the shapes are a translucent tint of it, which has no name
+    return f"{_a(backdrop)} background with a pattern of shapes.", {"background": backdrop}
+
+
 FAMILIES: Mapping[str, Family] = {
     "landscape": Family("landscape", _landscape_options, _landscape_caption),
     "planets": Family("planets", _planet_options, _planet_caption),
     "sprouts": Family("sprouts", _sprout_options, _sprout_caption),
     "voxel-bot": Family("voxel-bot", _robot_options, _robot_caption),
-    "critters": Family("critters", _creature_options("bodyColor"), _creature_caption("bodyColor", "monster")),
-    "moods": Family("moods", _creature_options("faceColor"), _creature_caption("faceColor", "smiley")),
+    "critters": Family("critters", _simple_options("bodyColor"), _simple_caption("bodyColor", "monster")),
+    "moods": Family("moods", _simple_options("faceColor"), _simple_caption("faceColor", "smiley")),
     "pixel-art": Family("pixel-art", _portrait_options, _portrait_caption),
-    "clay": Family("clay", _creature_options("bodyColor"), _creature_caption("bodyColor", "clay figure")),
+    "clay": Family("clay", _simple_options("bodyColor"), _simple_caption("bodyColor", "clay figure")),
+    "rings": Family("rings", _simple_options("ringColor"), _simple_caption("ringColor", "ring pattern")),
+    "shape-grid": Family("shape-grid", _shapes_options, _shapes_caption),
 }
 
 
@@ -286,9 +297,9 @@ class DiceBearSource:
             self._workers,
             # "spawn": a fork would copy torch's thread pool in whatever state it is in.
             mp_context=multiprocessing.get_context("spawn"),
-            # Ctrl-C reaches the whole process group; the parent alone answers it.
+            # Ctrl-C reaches the whole process group: it ends these at once and in silence, the parent answers it.
             initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
+            initargs=(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             for batch in pool.map(_draw_batch, jobs):

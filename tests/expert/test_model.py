@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.expert.synthetic import small_recipe
 
 from paris_swarm.expert.model import (
     DATA_STD,
@@ -14,7 +15,6 @@ from paris_swarm.expert.model import (
     unpatchify,
 )
 from paris_swarm.expert.recipe import SIZES
-from tests.expert.synthetic import small_recipe
 
 CONFIG = small_recipe().model
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from tests.expert.synthetic import small_task
 
 from paris_swarm.expert.optim import Optimiser, orthogonalise
-from tests.expert.synthetic import small_task
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 96, 24), (2, 24, 96)])

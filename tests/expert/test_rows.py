@@ -3,10 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.expert.synthetic import SyntheticData
 
 from paris_swarm.expert import rows as rows_module
 from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions, select_rows
-from tests.expert.synthetic import SyntheticData
 
 
 @settings(max_examples=50, deadline=None)

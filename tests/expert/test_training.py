@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.expert.synthetic import small_task
 
 from paris_swarm.expert.checkpoint import CheckpointError
 from paris_swarm.expert.training import (
@@ -20,7 +21,6 @@ from paris_swarm.expert.training import (
     pick_precision,
     train,
 )
-from tests.expert.synthetic import small_task
 
 WEIGHTS = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.expert.synthetic import SyntheticData, small_probe, small_recipe, small_task
 
 from paris_swarm.expert.checkpoint import CheckpointError
 from paris_swarm.expert.rows import Rows
@@ -18,7 +19,6 @@ from paris_swarm.expert.verify import (
     resumable_bar,
     write_probe_set,
 )
-from tests.expert.synthetic import SyntheticData, small_probe, small_recipe, small_task
 
 
 def probe_file(folder: Path, data: SyntheticData) -> Path:

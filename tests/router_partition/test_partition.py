@@ -164,3 +164,22 @@ def test_the_grid_holds_every_picture():
         assert np.array_equal(sheet[top : top + 8 : 2, left : left + 8 : 2], image)
     with pytest.raises(ValueError, match="n > 0"):
         example_grid(images[:0])
+
+
+def test_a_handful_of_odd_items_gets_no_cluster_of_its_own():
+    features, truth = blobs((300, 300, 300, 3), spread=1.2)
+    labels = partition(features, 3, fine=40).labels
+    for group in range(3):
+        assert (np.bincount(labels[truth == group]).max()) > 280
+
+
+def test_the_embedded_families_are_found_from_the_pretrained_features():
+    from paris_swarm.expert.data.dicebear import DiceBearSource
+    from paris_swarm.expert.data.encoders import EfficientNetLite0
+
+    items = list(DiceBearSource(count=320, resolution=24, seed=11).items())
+    features = EfficientNetLite0().encode(np.stack([item.pixels for item in items]))
+    report = cluster_report(features, partition(features, 4), captions=[item.record for item in items])
+    assert report.purity > 0.95
+    assert min(report.sizes) > 60
+    assert report.warnings == ()

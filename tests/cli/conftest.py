@@ -1,0 +1,138 @@
+"""One small swarm, told once a session: every expensive step is a session fixture, and tests read what it left."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_pictures import draw_folder
+from swarm_processes import (
+    Answer,
+    VerbProcesses,
+    checkpoint_bytes,
+    done,
+    eventually,
+    events,
+    verb,
+)
+
+STEPS = 24
+TINY = ("-k", 2, "--steps", STEPS, "--router-steps", STEPS, "--batch", 8)
+SLOTS = ("0", "1", "router")
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the whole session."""
+    return tmp_path_factory.mktemp("swarm")
+
+
+@pytest.fixture(scope="session")
+def own_folder(room: Path) -> Path:
+    """120 captioned pictures, and four rows that cannot be used."""
+    return draw_folder(room / "pictures")
+
+
+@pytest.fixture(scope="session")
+def prepared(own_folder: Path, room: Path) -> Answer:
+    """`prepare` of that folder, at 12 pixels."""
+    return done(verb("prepare", own_folder, room / "data", "--resolution", 12, "--workers", 1, "--json"))
+
+
+@pytest.fixture(scope="session")
+def data(prepared: Answer) -> Path:
+    return Path(prepared.json["folder"])
+
+
+@pytest.fixture(scope="session")
+def plan(data: Path, room: Path) -> Answer:
+    """`init`: two clusters, a few steps, a short lease."""
+    arguments = [*TINY, "--name", "two kinds", "--lease", 12, "--grace", 600]
+    return done(verb("--home", room / "organiser", "init", data, "-o", room / "plan", *arguments, "--json"))
+
+
+@dataclass
+class Story:
+    """What one swarm did, and what it left on disk. ``model`` is the assembled folder: copy it before changing it."""
+
+    folder: Path
+    plan_id: str
+    invite: str
+    model: Path
+    peers: dict[str, str] = field(default_factory=dict)
+    """Home name -> peer id, of the processes that joined."""
+    early: Answer | None = None
+    """`assemble` while nothing was published."""
+    status: dict[str, Any] = field(default_factory=dict)
+    status_text: str = ""
+    served_before: int = 0
+    """Bytes of checkpoint chunks that anybody had sent before `assemble`, by the counters on disk."""
+    assembled: dict[str, Any] = field(default_factory=dict)
+    served: int = 0
+    """The same at the end, when every process had written its counters for the last time."""
+    exit_codes: dict[str, int] = field(default_factory=dict)
+    left_running: list[str] = field(default_factory=list)
+
+    def home(self, name: str) -> Path:
+        return self.folder / name
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return events(self.home(name), self.plan_id)
+
+
+@pytest.fixture(scope="session")
+def story(plan: Answer, data: Path, room: Path) -> Story:
+    """Bootstrap, two peers that train, and a home that trained nothing and assembles; then everything is ended."""
+    folder = room / "story"
+    with VerbProcesses(folder / "logs") as processes:
+        seed = processes.start("bootstrap", "--home", folder / "bootstrap", "bootstrap", room / "plan")
+        ready = seed.wait_for(lambda line: line.get("event") == "ready")
+        told = Story(folder, plan.json["plan"], ready["invite"], folder / "model")
+        told.early = verb("--home", told.home("artist"), "assemble", told.invite, "-o", folder / "early", "--json")
+        running = {"bootstrap": seed}
+        for name, more in (("alice", ["--claim-router"]), ("bob", [])):
+            running[name] = processes.start(
+                name, "--home", told.home(name), "join", "--claim-cluster", told.invite, "--data", data, *more,
+                "--threads", 1, "--device", "cpu",
+            )  # fmt: skip
+        for name, process in running.items():
+            told.peers[name] = process.wait_for(lambda line: "peer" in line)["peer"]
+        for name in ("alice", "bob"):
+            running[name].wait_for(_nothing_left_to_train, limit_s=180)
+        told.status = done(verb("--home", told.home("watcher"), "status", told.invite, "--json")).json
+        told.status_text = done(verb("--home", told.home("watcher"), "status", told.invite)).out
+        told.served_before = _served(told, *running)
+        answer = done(verb("--home", told.home("artist"), "assemble", told.invite, "-o", told.model, "--json"))
+        told.assembled = answer.json
+        ends = {"alice": signal.SIGTERM, "bob": signal.SIGINT, "bootstrap": signal.SIGTERM}
+        told.exit_codes = {name: running[name].end(number) for name, number in ends.items()}
+        told.served = _served(told, *running)
+        told.left_running = _left(processes)
+    return told
+
+
+def _nothing_left_to_train(line: dict[str, Any]) -> bool:
+    return bool(line.get("lanes")) and all(item["phase"] == "finished" for item in line["lanes"])
+
+
+def _served(told: Story, *homes: str) -> int:
+    return sum(checkpoint_bytes(told.home(home), told.plan_id) for home in homes)
+
+
+def _left(processes: VerbProcesses) -> list[str]:
+    """What still runs; a process that is just ending gets a moment."""
+    try:
+        eventually(lambda: not processes.left_running(), limit_s=10)
+    except AssertionError:
+        return processes.left_running()
+    return []
+
+
+@pytest.fixture
+def model(story: Story, tmp_path: Path) -> Path:
+    """A copy of the assembled folder, to be changed."""
+    return Path(shutil.copytree(story.model, tmp_path / "model"))

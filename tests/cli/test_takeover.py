@@ -1,0 +1,151 @@
+"""A peer dies, or leaves, and others go on with what it had published. Real processes on loopback."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm_processes import VerbProcess, VerbProcesses, done, eventually, events, lane, verb
+
+from paris_swarm.dht_schemas.records import Announcement
+from paris_swarm.swarm.home import Ledger
+
+STEPS = 300
+LEASE_S = 6
+
+
+class Town:
+    """A plan with a short lease and a checkpoint every second, a bootstrap node, and homes by name."""
+
+    def __init__(self, folder: Path, data: Path, processes: VerbProcesses) -> None:
+        self.folder, self.data, self.processes = folder, data, processes
+        arguments = ("-k", 2, "--steps", STEPS, "--router-steps", STEPS, "--batch", 16, "--lease", LEASE_S)
+        arguments += ("--checkpoint-every", 1, "--grace", 120)
+        made = done(verb("--home", folder / "seed", "init", data, "-o", folder / "plan", *arguments, "--json"))
+        self.plan_id: str = made.json["plan"]
+        seed = processes.start("seed", "--home", folder / "seed", "bootstrap", folder / "plan")
+        self.invite: str = seed.wait_for(lambda line: line.get("event") == "ready")["invite"]
+
+    def join(self, name: str, slot: str) -> VerbProcess:
+        return self.processes.start(
+            name, "join", self.invite, "--claim-cluster", slot, "--data", self.data, "--home", self.folder / name,
+            "--threads", 1, "--device", "cpu",
+        )  # fmt: skip
+
+    def events(self, name: str, kind: str) -> list[dict[str, Any]]:
+        return [event for event in events(self.folder / name, self.plan_id) if event["event"] == kind]
+
+    def published(self, name: str, count: int = 1) -> list[dict[str, Any]]:
+        """At least ``count`` checkpoints that this home announced."""
+        found: list[dict[str, Any]] = eventually(
+            lambda: len(self.events(name, "published")) >= count and self.events(name, "published"),
+            limit_s=90,
+            what=f"a checkpoint of {name}",
+        )
+        return found
+
+    def announcement(self, name: str, slot: str) -> Announcement:
+        """What this home announced last for a slot."""
+        envelope = Ledger(self.folder / name / "swarms" / self.plan_id / "ledger.json").last("checkpoint", slot)
+        assert envelope is not None
+        return Announcement.open(envelope).record
+
+    def status(self, slot: str) -> dict[str, Any]:
+        report = done(verb("--home", self.folder / "watcher", "status", self.invite, "--json")).json
+        return next(item for item in report["slots"] if item["slot"] == slot)
+
+
+@pytest.fixture(scope="module")
+def town(room: Path, data: Path) -> Iterator[Town]:
+    folder = room / "town"
+    with VerbProcesses(folder / "logs") as processes:
+        yield Town(folder, data, processes)
+
+
+def test_a_killed_peer_is_succeeded_from_its_last_published_checkpoint(town: Town) -> None:
+    first = town.join("first", "0")
+    first_id = first.wait_for(lambda line: "peer" in line)["peer"]
+    first.wait_for(lambda line: lane(line).get("phase") == "training")
+    heir = town.join("heir", "0")
+    town.published("first")
+    heir.wait_for(lambda line: lane(line).get("phase") == "waiting")  # stands by and writes nothing
+    assert town.events("heir", "train") == []
+    first.kill()
+    died = town.published("first")
+    assert died[-1]["step"] < STEPS, "the first peer was meant to die half way"
+
+    heir.wait_for(lambda line: lane(line).get("phase") == "training")
+    begun = town.events("heir", "train")
+    assert len(begun) == 1
+    assert begun[0]["parent"] == died[-1]["root"]
+    assert begun[0]["resume"] is not None
+    assert died[-1]["root"] in begun[0]["resume"], "it starts from the downloaded, verified checkpoint"
+
+    heir.wait_for(lambda line: lane(line).get("published_step") == STEPS, limit_s=150)
+    chain = town.published("heir")
+    assert chain[0]["step"] > died[-1]["step"], "no step that was published is trained again"
+    last = town.announcement("heir", "0")
+    assert (last.step, last.root) == (STEPS, chain[-1]["root"])
+    assert last.parent == (chain[-2]["root"] if len(chain) > 1 else died[-1]["root"])
+    assert first_id != last.author
+
+    heir.wait_for(lambda line: lane(line).get("phase") == "finished")
+    checkpoint = town.status("0")["checkpoint"]
+    assert (checkpoint["root"], checkpoint["step"]) == (last.root, STEPS)
+
+
+def test_leave_gives_the_slot_back_at_once_and_can_keep_serving(town: Town) -> None:
+    home = town.folder / "guest"
+    guest = town.join("guest", "1")
+    own = guest.wait_for(lambda line: "peer" in line)["peer"]
+    town.published("guest")
+    answer = done(verb("leave", "--keep-serving", "--home", home, "--json"))
+    assert answer.json == {"released": ["1"], "serving": True}
+    guest.wait_for(lambda line: lane(line).get("phase") == "left")
+    slot = town.status("1")
+    assert slot["claims"] == [], "free at once, not at the end of the lease"
+    assert slot["checkpoint"]["author"] == own
+    assert slot["checkpoint"]["step"] == town.published("guest")[-1]["step"] < STEPS
+    assert guest.process.poll() is None, "it serves on"
+
+    done(verb("leave", "--home", home, "--json"))
+    assert guest.process.wait(60) == 0
+
+
+def test_leave_after_a_crash_releases_what_the_dead_process_still_claims(town: Town) -> None:
+    home = town.folder / "guest"
+    before = town.published("guest")[-1]
+    guest = town.join("guest", "1")
+    guest.wait_for(lambda line: lane(line).get("phase") == "training")
+    resumed = town.events("guest", "train")[-1]
+    assert resumed["parent"] == before["root"], "its own newest checkpoint is where it goes on"
+    guest.kill()
+    killed_at = time.time()
+    answer = done(verb("leave", town.invite, "--home", home, "--json"))
+    assert answer.json["serving"] is False
+    if time.time() < killed_at + LEASE_S / 2:  # a slow machine may have let the lease run out by itself
+        assert answer.json["released"] == ["1"]
+    assert town.status("1")["claims"] == []
+    assert done(verb("leave", town.invite, "--home", home, "--json")).json["released"] == [], "nothing is held any more"
+
+    refused = verb("leave", "--keep-serving", "--home", home)
+    assert refused.code == 2
+    assert "needs a running `join`" in refused.said
+
+
+def test_one_home_is_one_process(town: Town) -> None:
+    answer = verb("bootstrap", town.folder / "plan", "--home", town.folder / "seed")
+    assert answer.code == 2
+    assert "is in use by process" in answer.said
+    assert "--home" in answer.said
+
+
+def test_an_interrupted_verb_exits_130(town: Town) -> None:
+    """`status --watch` ends in order on the first Ctrl-C; a verb that is cut short says so."""
+    watching = town.processes.start("watching", "--home", town.folder / "watcher", "status", town.invite, "--watch")
+    watching.wait_for(lambda line: "slots" in line)
+    assert watching.end(signal.SIGINT) == 0
