@@ -152,7 +152,11 @@ async def _show_until_done(
         while not leaving.is_set() and not (living.done() and living.exception() is not None):
             if not node.transport.alive():
                 raise TransportDown("the network daemon (p2pd) ended; start `paris-swarm join` again to go on")
-            if node.clock() - looked_at > max(3.0, lease_s / 6) and len(node.plan.slots) <= SLOTS_SHOWN:
+            if (
+                live is not None
+                and node.clock() - looked_at > max(3.0, lease_s / 6)
+                and len(node.plan.slots) <= SLOTS_SHOWN
+            ):
                 looked_at = node.clock()
                 with contextlib.suppress(TransportError):
                     await node.refresh(node.plan.slots)

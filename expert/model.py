@@ -253,7 +253,10 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
         elif name.endswith("scale_shift_table"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif name in ("pos_embed", "cls_token") or name.startswith(("time_embed", "t_block", "pooled_proj")):
+        elif name == "pos_embed":
+            nn.init.normal_(parameter, std=0.02)
+            parameter.detach().add_(grid_waves(parameter.shape[1], parameter.shape[2]))
+        elif name == "cls_token" or name.startswith(("time_embed", "t_block", "pooled_proj")):
             nn.init.normal_(parameter, std=0.02)
         elif name == "patch_skip.inner.weight":
             nn.init.eye_(parameter)
@@ -264,6 +267,20 @@ def initialise(model: nn.Module) -> None:
                 nn.init.xavier_uniform_(third)
         else:
             nn.init.xavier_uniform_(parameter.detach().flatten(1))
+
+
+def grid_waves(tokens: int, hidden: int) -> Tensor:
+    """[1, N, D]: sines and cosines of a token's row and column, as in DiT; any N, laid out as the smallest square.
+
+    Where a patch lies is then told from the first step; positions stay learned, as Paris' are.
+    """
+    side = math.isqrt(max(tokens - 1, 0)) + 1
+    quarter = -(-hidden // 4)
+    rates = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)  # [D/4]
+    place = torch.arange(tokens)
+    angles = [axis[:, None].float() * rates[None] for axis in (place // side, place % side)]  # two of [N, D/4]
+    waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)  # [N, at least D]
+    return waves[None, :, :hidden]  # [1, N, D]
 
 
 def seeded(build: type[nn.Module], config: object, seed: int) -> nn.Module:

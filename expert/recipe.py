@@ -236,7 +236,7 @@ SIZES: dict[str, ModelConfig] = {
 
 DEMO = Recipe(
     model=SIZES["tiny"],
-    train=TrainConfig(steps=700, batch=32, optimizer="muon", lr=4e-3, matrix_lr=0.02, muon_steps=3),
+    train=TrainConfig(steps=700, batch=32, optimizer="muon", lr=3e-3, matrix_lr=0.02, muon_steps=4),
 )
 """What `make demo` trains: measured in docs/results/recipe-2026-11.md."""
 

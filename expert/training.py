@@ -83,7 +83,7 @@ class TornReport:
 
 @dataclass(frozen=True)
 class DoneReport:
-    """The loop ended at `step`, at the end of its schedule or because it was asked to (`stopped`). `folder` holds it."""
+    """The loop ended at `step`: its schedule is over, or it was asked to end (`stopped`). `folder` holds the state."""
 
     step: int
     steps: int

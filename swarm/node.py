@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paris_swarm.dht_schemas import records
 from paris_swarm.dht_schemas.dht_rules import check_store, checkpoint_key, claim_key
-from paris_swarm.dht_schemas.errors import RecordError
+from paris_swarm.dht_schemas.errors import RecordError, Rollback
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import FileEntry, Manifest
 from paris_swarm.dht_schemas.plan import MAX_PLAN, OpenedPlan, open_plan
@@ -137,6 +137,8 @@ class SwarmNode:
                         self.last_seen[holding.holder] = max(
                             self.last_seen.get(holding.holder, 0.0), holding.seq / 1000
                         )
+                except Rollback as error:
+                    log.debug("%s", error)  # replicas lag behind one another: an older record is no alarm
                 except RecordError as error:
                     self._refuse(f"{key(self.plan_id, slot)} from {subkey}: {error}")
         self.files.ledger.remember(self.trusted.highest)
@@ -308,13 +310,12 @@ class SwarmNode:
             RecordError: the bytes do not match the announcement.
             TransportError: no holder could be reached.
         """
-        data = await fetch_blob(
-            self.transport,
-            self._others(candidate.holders),
-            candidate.announcement.root,
-            max_bytes=1 << 20,
-            counters=self.counters,
-        )
+        root = candidate.announcement.root
+        data = self._own_blob(root)
+        if data is None:
+            data = await fetch_blob(
+                self.transport, self._others(candidate.holders), root, max_bytes=1 << 20, counters=self.counters
+            )
         return self.trusted.feed_manifest(candidate.announcement, data), data
 
     async def fetch_checkpoint(
@@ -358,6 +359,14 @@ class SwarmNode:
             on_progress=on_progress,
             counters=self.counters,
         )
+
+    def _own_blob(self, digest: str) -> bytes | None:
+        """From our own store: a copy held here must do when every other holder is gone."""
+        try:
+            return self.store.read_blob(digest)
+        except RecordError as error:  # changed on disk and set aside: as good as absent
+            log.warning("%s", error)
+            return None
 
     def _others(self, holders: Iterable[str]) -> list[str]:
         return [holder for holder in holders if holder != self.transport.peer_id]

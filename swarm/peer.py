@@ -20,7 +20,7 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.records import Announcement, Progress
 from paris_swarm.swarm.claims import ROUTER, Keep, Take, Wait, choose, rendezvous_order, review
-from paris_swarm.swarm.node import SwarmNode
+from paris_swarm.swarm.node import Candidate, SwarmNode
 from paris_swarm.swarm.transport import TransportError
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ class _Lane:
     name: str
     slots: tuple[str, ...]
     wanted: str | None
+    copied: str | None = None
+    """The slot whose checkpoints this lane keeps a copy of while it stands by."""
     state: LaneState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -187,6 +189,8 @@ class Peer:
                 done = action.why == "finished"
                 why = "" if done else "every slot considered is held; standing by"
                 self._show(lane, "finished" if done else "waiting", note=why)
+                if action.why == "held":
+                    await self._keep_copy(lane)
                 if self.node.clock() - idle_since > policy.first_checkpoint_grace_s and await self._check_a_rival(lane):
                     idle_since = self.node.clock()
                 await self._pause(policy.lease_s / 3)
@@ -249,6 +253,51 @@ class Peer:
                     node.doubt(announcement.root, error)
                 return True
         return False
+
+    async def _keep_copy(self, lane: _Lane) -> None:
+        """Standing by: fetch, verify and hold the newest checkpoint of one slot, so that it outlives its author.
+
+        Without a second holder a machine that dies takes its published checkpoint with it. Only a peer that has
+        trained nothing in this swarm does this: peers at work send each other no file (docs/architecture.md).
+        """
+        node = self.node
+        if node.files.ledger.signed("checkpoint"):
+            return
+        order = rendezvous_order(node.plan_id, node.identity.peer_id, lane.slots)
+        best = {slot: found[0] for slot in order if (found := node.candidates(slot))}
+        if lane.copied not in best:
+            lane.copied = min(best, key=lambda slot: (len(best[slot].holders), order.index(slot)), default=None)
+        if lane.copied is None:
+            return
+        candidate = best[lane.copied]
+        if node.identity.peer_id in candidate.holders:
+            return
+        copying = asyncio.ensure_future(self._copy(candidate))
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        try:
+            await asyncio.wait([copying, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            copying.cancel()
+            await asyncio.gather(leaving, copying, return_exceptions=True)
+        if not copying.cancelled():
+            copying.result()
+
+    async def _copy(self, candidate: Candidate) -> None:
+        node, slot, announcement = self.node, candidate.slot, candidate.announcement
+        try:
+            folder = await node.fetch_checkpoint(candidate)
+            await self._check(slot, folder, announcement, "resume")
+        except TransportError as error:
+            log.info("no copy of %s yet: %s", announcement.root[:12], error)
+            return
+        except RecordError as error:
+            node.doubt(announcement.root, error)
+            return
+        self._believed.add(announcement.root)
+        await node.hold(slot, candidate.envelope)
+        node.forget_older(slot, announcement.root, keep=1)
+        node.files.log_event({"event": "copied", "slot": slot, "root": announcement.root, "step": announcement.step})
 
     async def _claim(self, lane: _Lane, slot: str) -> bool:
         """Claim, let the claim settle, look again; False when another peer has the better right."""

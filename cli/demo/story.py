@@ -140,7 +140,7 @@ class Demo:
         """Show the dashboard until every slot's last checkpoint is published."""
         watcher = processes.start(
             "dashboard",
-            ["--home", str(self.homes / "dashboard"), "status", invite, "--watch", "--every", "2", "--json"],
+            ["--home", str(self.homes / "dashboard"), "status", invite, "--watch", "--every", "4", "--json"],
         )
         watcher.wait_line(START_SECONDS)
         sampled = {running.name: running.process.pid for running in processes.running}

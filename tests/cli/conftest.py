@@ -15,8 +15,8 @@ from swarm_processes import (
     VerbProcesses,
     checkpoint_bytes,
     done,
-    eventually,
     events,
+    eventually,
     verb,
 )
 

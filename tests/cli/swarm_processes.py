@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ START_S = 90.0
 MARK = "PARIS_SWARM_TEST_RUN"
 
 
-# ---- in this process --------------------------------------------------------------------------------------------------
+# ---- in this process -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Answer:
 
 
 def verb(*arguments: object) -> Answer:
-    """`paris-swarm ARGUMENTS` in this process. An exception that reaches us is a bug: a person would see a traceback."""
+    """`paris-swarm ARGUMENTS` in this process. What it raises is a bug: a person would see a traceback."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
@@ -62,7 +62,7 @@ def done(answer: Answer) -> Answer:
     return answer
 
 
-# ---- processes of their own -------------------------------------------------------------------------------------------
+# ---- processes of their own ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -75,6 +75,8 @@ class VerbProcess:
     mark: str
     lines: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
+    ended: bool = False
+    """Whether it was told to end."""
 
     def read(self) -> None:
         assert self.process.stdout is not None
@@ -109,18 +111,28 @@ class VerbProcess:
         """Send a signal and wait for the end; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait(limit_s=limit_s)
+
+    def wait(self, *, limit_s: float = 60.0) -> int:
+        """Wait for a process that was told to end; the exit code."""
+        self.ended = True
         try:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"did not end within {limit_s:g} s of signal {number}: {self.last_words()}") from None
+            raise AssertionError(f"did not end within {limit_s:g} s: {self.last_words()}") from None
 
     def kill(self) -> None:
         """SIGKILL to the process and everything it started, trainers and p2pd included, as when a machine dies."""
+        self.ended = True
         for pid in [self.process.pid, *marked(self.mark)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+    def children(self, mentioning: str) -> list[int]:
+        """Processes it started, however far down, whose command line holds these words."""
+        return [pid for pid in marked(self.mark) if mentioning in _command(pid)]
 
 
 class VerbProcesses:
@@ -191,7 +203,7 @@ def eventually(condition: Callable[[], Any], *, limit_s: float = 30.0, what: str
     return found
 
 
-# ---- what processes left on disk --------------------------------------------------------------------------------------
+# ---- what processes left on disk -----------------------------------------------------------------------------------
 
 
 def events(home: Path, plan_id: str) -> list[dict[str, Any]]:
@@ -210,7 +222,3 @@ def checkpoint_bytes(home: Path, plan_id: str, direction: str = "sent") -> int:
 def lane(line: dict[str, Any], name: str = "cluster") -> dict[str, Any]:
     """A lane of a `join` state line; empty when it has none of this name."""
     return next((item for item in line.get("lanes", []) if item["lane"] == name), {})
-
-
-def words(items: Sequence[object]) -> list[str]:
-    return [str(item) for item in items]

@@ -22,7 +22,9 @@ def test_prepare_names_and_counts_what_it_skips(prepared: Answer, own_folder: Pa
     out = tmp_path / "for-people"
     text = done(verb("prepare", own_folder, out, "--resolution", 12, "--workers", 1, "--count", 8)).said
     assert "8 rows in" in text
-    assert "2 rows skipped: broken.png: cannot be decoded" in text, "the first eight usable rows lie behind two bad ones"
+    assert "2 rows skipped: broken.png: cannot be decoded" in text, (
+        "the first eight usable rows come after two bad ones"
+    )
     assert "empty.png: is empty (0 bytes)" in text
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_processes import VerbProcess, VerbProcesses, done, eventually, events, lane, verb
+from swarm_processes import VerbProcess, VerbProcesses, done, events, eventually, lane, verb
 
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.swarm.home import Ledger
 
-STEPS = 300
+STEPS = 240
 LEASE_S = 6
 
 
@@ -23,7 +24,7 @@ class Town:
 
     def __init__(self, folder: Path, data: Path, processes: VerbProcesses) -> None:
         self.folder, self.data, self.processes = folder, data, processes
-        arguments = ("-k", 2, "--steps", STEPS, "--router-steps", STEPS, "--batch", 16, "--lease", LEASE_S)
+        arguments = ("-k", 2, "--steps", STEPS, "--router-steps", STEPS, "--batch", 8, "--lease", LEASE_S)
         arguments += ("--checkpoint-every", 1, "--grace", 120)
         made = done(verb("--home", folder / "seed", "init", data, "-o", folder / "plan", *arguments, "--json"))
         self.plan_id: str = made.json["plan"]
@@ -41,12 +42,27 @@ class Town:
 
     def published(self, name: str, count: int = 1) -> list[dict[str, Any]]:
         """At least ``count`` checkpoints that this home announced."""
-        found: list[dict[str, Any]] = eventually(
+        found: list[dict[str, Any]] = self.eventually(
             lambda: len(self.events(name, "published")) >= count and self.events(name, "published"),
             limit_s=90,
             what=f"a checkpoint of {name}",
         )
         return found
+
+    def eventually(self, condition: Callable[[], Any], *, limit_s: float, what: str) -> Any:
+        """Wait for what is written on disk, and fail at once when a process has ended that was not told to."""
+
+        def look() -> Any:
+            for started in self.processes.started:
+                assert started.ended or started.process.poll() is None, started.last_words()
+            return condition()
+
+        return eventually(look, limit_s=limit_s, what=what)
+
+    def last(self, name: str, kind: str) -> str:
+        """Root in the newest event of a kind; the home's name when there is none yet."""
+        found = self.events(name, kind)
+        return str(found[-1]["root"]) if found else name
 
     def announcement(self, name: str, slot: str) -> Announcement:
         """What this home announced last for a slot."""
@@ -67,35 +83,38 @@ def town(room: Path, data: Path) -> Iterator[Town]:
 
 
 def test_a_killed_peer_is_succeeded_from_its_last_published_checkpoint(town: Town) -> None:
-    first = town.join("first", "0")
-    first_id = first.wait_for(lambda line: "peer" in line)["peer"]
-    first.wait_for(lambda line: lane(line).get("phase") == "training")
-    heir = town.join("heir", "0")
-    town.published("first")
-    heir.wait_for(lambda line: lane(line).get("phase") == "waiting")  # stands by and writes nothing
-    assert town.events("heir", "train") == []
-    first.kill()
-    died = town.published("first")
-    assert died[-1]["step"] < STEPS, "the first peer was meant to die half way"
+    joined = {name: town.join(name, "0") for name in ("one", "two")}
+    first = town.eventually(
+        lambda: next((name for name in joined if town.events(name, "train")), None), limit_s=90, what="training"
+    )
+    heir = "two" if first == "one" else "one"
+    town.published(first)
+    for pid in joined[first].children("train_child"):
+        os.kill(pid, signal.SIGSTOP)  # half way, and it stays there until it is killed
+    joined[heir].wait_for(lambda line: lane(line).get("phase") == "waiting")  # it stands by, and keeps a copy
+    town.eventually(lambda: town.last(heir, "copied") == town.last(first, "published"), limit_s=60, what="a copy")
+    assert town.events(heir, "train") == [], "as long as the lease runs, the slot is the first peer's"
+    joined[first].kill()
+    died = town.published(first)[-1]
+    assert died["step"] < STEPS, "the first peer was meant to die half way"
 
-    heir.wait_for(lambda line: lane(line).get("phase") == "training")
-    begun = town.events("heir", "train")
-    assert len(begun) == 1
-    assert begun[0]["parent"] == died[-1]["root"]
-    assert begun[0]["resume"] is not None
-    assert died[-1]["root"] in begun[0]["resume"], "it starts from the downloaded, verified checkpoint"
+    joined[heir].wait_for(lambda line: lane(line).get("phase") == "training")
+    begun = town.events(heir, "train")
+    assert [event["parent"] for event in begun] == [died["root"]]
+    assert died["root"] in begun[0]["resume"], "it starts from the verified copy"
 
-    heir.wait_for(lambda line: lane(line).get("published_step") == STEPS, limit_s=150)
-    chain = town.published("heir")
-    assert chain[0]["step"] > died[-1]["step"], "no step that was published is trained again"
-    last = town.announcement("heir", "0")
+    joined[heir].wait_for(lambda line: lane(line).get("published_step") == STEPS, limit_s=150)
+    chain = town.published(heir)
+    assert chain[0]["step"] > died["step"], "no step that was published is trained again"
+    last = town.announcement(heir, "0")
     assert (last.step, last.root) == (STEPS, chain[-1]["root"])
-    assert last.parent == (chain[-2]["root"] if len(chain) > 1 else died[-1]["root"])
-    assert first_id != last.author
+    assert last.parent == (chain[-2]["root"] if len(chain) > 1 else died["root"])
+    assert last.author != town.announcement(first, "0").author
 
-    heir.wait_for(lambda line: lane(line).get("phase") == "finished")
+    joined[heir].wait_for(lambda line: lane(line).get("phase") == "finished")
     checkpoint = town.status("0")["checkpoint"]
     assert (checkpoint["root"], checkpoint["step"]) == (last.root, STEPS)
+    assert joined[heir].end() == 0
 
 
 def test_leave_gives_the_slot_back_at_once_and_can_keep_serving(town: Town) -> None:
@@ -113,7 +132,7 @@ def test_leave_gives_the_slot_back_at_once_and_can_keep_serving(town: Town) -> N
     assert guest.process.poll() is None, "it serves on"
 
     done(verb("leave", "--home", home, "--json"))
-    assert guest.process.wait(60) == 0
+    assert guest.wait() == 0
 
 
 def test_leave_after_a_crash_releases_what_the_dead_process_still_claims(town: Town) -> None:
