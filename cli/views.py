@@ -29,6 +29,11 @@ def bar(done: float) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
+def steps(count: int) -> str:
+    """A number of steps in at most five characters: 950, 9500, 123k."""
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+
+
 def size(count: float) -> str:
     """Bytes for people: 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -48,7 +53,8 @@ def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str 
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,
     )
     for heading, justify in (
         ("slot", "left"),
@@ -77,20 +83,18 @@ def _slot_rows(slot: SlotStatus, own: str) -> list[tuple[str, ...]]:
     last: tuple[str, ...] = ("-", "")
     if held is not None:
         copies = f" x{held.holders}" if held.holders > 1 else ""
-        last = (f"{held.step} {held.root[:6]}{copies}", f"{held.probe_loss:.4f}")
+        last = (f"{steps(held.step)} {held.root[:6]}{copies}", f"{held.probe_loss:.4f}")
     if not slot.claims:
         return [(slot.slot, "free" if held is None else short(held.author), "", "", "", "", *last)]
     rows: list[tuple[str, ...]] = []
     for index, claim in enumerate(slot.claims):
-        who = short(claim.peer) + ("*" if claim.peer == own else "") + (" stale" if claim.stale else "")
-        progress = f"{bar(claim.step / max(1, claim.steps))} {claim.step}/{claim.steps}"
-        loss = "" if claim.loss is None else f"{claim.loss:.4f}"
+        share = "stale ".ljust(BAR) if claim.stale else bar(claim.step / max(1, claim.steps))
         rows.append(
             (
                 slot.slot if index == 0 else "",
-                who,
-                progress,
-                loss,
+                short(claim.peer) + ("*" if claim.peer == own else ""),
+                f"{share} {steps(claim.step)}/{steps(claim.steps)}",
+                "" if claim.loss is None else f"{claim.loss:.4f}",
                 f"{claim.images_per_s:.0f}",
                 f"{max(0.0, claim.lease_left_s):.0f} s",
                 *(last if index == 0 else ("", "")),

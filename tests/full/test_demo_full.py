@@ -1,4 +1,4 @@
-"""The demo at its own size, held to the figures it promises (`make test-full`; about ten minutes, alone on the machine)."""
+"""The demo at its own size, held to the figures it promises (`make test-full`; ten minutes, alone on the machine)."""
 
 from __future__ import annotations
 
