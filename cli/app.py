@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # encoders come from packages or folders, never from a hub at run time
     os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
     logging.basicConfig(level=os.environ.get("PARIS_SWARM_LOG", "ERROR"), format="%(levelname)s %(name)s: %(message)s")
+    # SIGTERM ends a verb as Ctrl-C does: what is half written is removed, what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -80,7 +83,10 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else exits.OK if error.code is None else exits.BUG
     if "Exit" in names:  # typer.Exit
-        return int(getattr(error, "exit_code", exits.OK))
+        code = int(getattr(error, "exit_code", exits.OK))
+        if code == exits.INTERRUPTED:
+            sys.stderr.write("Interrupted.\n")
+        return code
     if "Abort" in names:  # Ctrl-C inside typer
         sys.stderr.write("Interrupted.\n")
         return exits.INTERRUPTED
@@ -89,12 +95,12 @@ def _explain(error: BaseException) -> int:
         return exits.USAGE
     if isinstance(error, BaseExceptionGroup):
         return _explain(error.exceptions[0])
-    code = exits.exit_code(error)
-    if code is None:
+    known = exits.exit_code(error)
+    if known is None:
         raise error
-    message = "Interrupted." if code == exits.INTERRUPTED else f"Error: {error}"
+    message = "Interrupted." if known == exits.INTERRUPTED else f"Error: {exits.words(error)}"
     sys.stderr.write(message + "\n")
-    return code
+    return known
 
 
 if __name__ == "__main__":

@@ -32,6 +32,18 @@ class Unverified(Exception):
     """Something did not verify; the message names it."""
 
 
+def words(error: BaseException) -> str:
+    """The message of an error a person can meet; errors of the operating system get a way out."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}{error.strerror}; choose a place that you may write to"
+    if error.errno in _DISK_ERRORS:
+        return f"{where}{error.strerror}; free some space, or choose another place, then run the same command again"
+    return f"{where}{error.strerror}"
+
+
 def exit_code(error: BaseException) -> int | None:
     """The documented code for an error a person can meet; None for a bug of ours.
 

@@ -15,7 +15,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for pictures, model, homes, logs and report.json.")
     ] = Path("demo-out"),
-    minutes: Annotated[float, typer.Option(min=0.2, help="About how long the experts train.")] = 4,
+    minutes: Annotated[float, typer.Option(min=0.2, help="About how long the experts train.")] = 3.5,
     peers: Annotated[int, typer.Option(min=1, help="Peers that train.")] = 4,
     clusters: Annotated[int, typer.Option(min=1, help="Experts.")] = 4,
     count: Annotated[int, typer.Option(min=64, help="Pictures to draw for training.")] = 4096,

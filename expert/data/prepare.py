@@ -182,7 +182,7 @@ class _Preparation:
         null_states, null_lengths = encoder.encode([""])
         tokens = max(max(lengths.values()), null_states.shape[1])
         null_states, null_lengths = encoder.encode([""], tokens)
-        np.save(self._folder / shards.NULL_STATES, null_states[0], allow_pickle=False)
+        shards.write_array(self._folder / shards.NULL_STATES, null_states[0])
         known: dict[str, np.ndarray] = {}
         done = 0
         for index, start in enumerate(range(0, len(self._texts), self._shard_rows)):

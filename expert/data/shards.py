@@ -167,7 +167,22 @@ class PreparedData:
 
 def write_rows(folder: Path, kind: str, index: int, array: np.ndarray) -> None:
     """Write one shard of one kind. The bytes depend on the array alone."""
-    np.save(folder / shard_name(kind, index), np.ascontiguousarray(array, dtype=_ARRAYS[kind]), allow_pickle=False)
+    write_array(folder / shard_name(kind, index), np.asarray(array, dtype=_ARRAYS[kind]))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file (format 1.0).
+
+    Raises:
+        OSError: with errno and path, where `np.save` on a full disk has neither.
+    """
+    array = np.ascontiguousarray(array)
+    try:
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_captions(folder: Path, index: int, records: Iterable[dict[str, Any]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,10 @@ from swarm_processes import (
     VerbProcesses,
     checkpoint_bytes,
     done,
-    events,
     eventually,
     verb,
 )
-
-STEPS = 24
-TINY = ("-k", 2, "--steps", STEPS, "--router-steps", STEPS, "--batch", 8)
-SLOTS = ("0", "1", "router")
+from swarm_story import TINY, Story
 
 
 @pytest.fixture(scope="session")
@@ -53,35 +48,6 @@ def plan(data: Path, room: Path) -> Answer:
     """`init`: two clusters, a few steps, a short lease."""
     arguments = [*TINY, "--name", "two kinds", "--lease", 12, "--grace", 600]
     return done(verb("--home", room / "organiser", "init", data, "-o", room / "plan", *arguments, "--json"))
-
-
-@dataclass
-class Story:
-    """What one swarm did, and what it left on disk. ``model`` is the assembled folder: copy it before changing it."""
-
-    folder: Path
-    plan_id: str
-    invite: str
-    model: Path
-    peers: dict[str, str] = field(default_factory=dict)
-    """Home name -> peer id, of the processes that joined."""
-    early: Answer | None = None
-    """`assemble` while nothing was published."""
-    status: dict[str, Any] = field(default_factory=dict)
-    status_text: str = ""
-    served_before: int = 0
-    """Bytes of checkpoint chunks that anybody had sent before `assemble`, by the counters on disk."""
-    assembled: dict[str, Any] = field(default_factory=dict)
-    served: int = 0
-    """The same at the end, when every process had written its counters for the last time."""
-    exit_codes: dict[str, int] = field(default_factory=dict)
-    left_running: list[str] = field(default_factory=list)
-
-    def home(self, name: str) -> Path:
-        return self.folder / name
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return events(self.home(name), self.plan_id)
 
 
 @pytest.fixture(scope="session")

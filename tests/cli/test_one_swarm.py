@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import SLOTS, STEPS, Story
 from own_pictures import BAD, GOOD
 from swarm_processes import Answer, done, verb
+from swarm_story import SLOTS, STEPS, Story
 
 from paris_swarm.router.png import read_text
 

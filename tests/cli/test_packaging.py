@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Story
+from swarm_story import Story
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cli", "dht_schemas", "expert", "router", "swarm")
@@ -64,9 +65,7 @@ def test_the_protocol_rooms_import_no_torch(room: str) -> None:
         for path in sorted((ROOT / room).glob("*.py"))
         if path.stem not in ("__init__", "hivemind_transport", "p2pd_launch")
     ]
-    script = (
-        f"import sys, importlib; [importlib.import_module(n) for n in {modules!r}]; sys.exit('torch' in sys.modules)"
-    )
+    script = f"import sys; [__import__(name) for name in {modules!r}]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -80,9 +79,8 @@ def test_no_pickle_is_read_but_the_pinned_encoder() -> None:
                     found.append((path.relative_to(ROOT).as_posix(), ast.unparse(node.func), ast.unparse(node)))
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                    assert not {"pickle", "dill", "joblib", "cloudpickle"} & {name.split(".")[0] for name in names}, (
-                        path
-                    )
+                    packages = {name.split(".")[0] for name in names}
+                    assert not {"pickle", "dill", "joblib", "cloudpickle"} & packages, path
     loads = [(path, text) for path, function, text in found if function == "torch.load"]
     assert [path for path, _ in loads] == ["expert/data/encoders.py"]
     assert "weights_only=True" in loads[0][1]
@@ -104,8 +102,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_of_tree(target: Path) -> Path:
     """What a build reads, elsewhere: a build leaves folders beside its source, and reads what earlier ones left."""
-    import shutil
-
     target.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, target / name)

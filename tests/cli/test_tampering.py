@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Story
 from swarm_processes import Answer, VerbProcesses, done, verb
+from swarm_story import Story
 
+from paris_swarm.dht_schemas.canonical import canonical_json
 from paris_swarm.dht_schemas.dht_rules import claim_key
+from paris_swarm.dht_schemas.envelope import payload_type, seal
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.invite import Invite
 from paris_swarm.dht_schemas.records import Claim, Progress
@@ -105,7 +107,7 @@ def invite(plan: Answer, room: Path) -> Iterator[Invite]:
 
 def test_a_forged_record_of_a_rogue_node_changes_nothing(invite: Invite, room: Path, tmp_path: Path) -> None:
     """The rogue runs no validator: it stores forgeries under an honest peer's name, later and longer than the truth."""
-    honest, now = Identity.generate(), time.time()
+    honest, rogue_key, now = Identity.generate(), Identity.generate(), time.time()
     key, until = claim_key(invite.plan_id, "0"), now + 60
     claim = Claim(
         plan=invite.plan_id,
@@ -121,7 +123,7 @@ def test_a_forged_record_of_a_rogue_node_changes_nothing(invite: Invite, room: P
     later = claim.model_copy(update={"seq": claim.seq + 1, "until": until + 60})
     forgeries = {
         "one byte changed": (bytes(changed), until + 30),
-        "another signer": (later.seal(Identity.generate()), until + 60),
+        "another signer": (seal(rogue_key, payload_type("claim"), canonical_json(later.model_dump())), until + 60),
         "its lease stretched": (envelope, until + 90),
         "rubbish": (b"rubbish", until + 90),
     }
@@ -130,7 +132,7 @@ def test_a_forged_record_of_a_rogue_node_changes_nothing(invite: Invite, room: P
         from paris_swarm.swarm.hivemind_transport import HivemindTransport
 
         (tmp_path / "honest.key").write_bytes(honest.to_protobuf())
-        (tmp_path / "rogue.key").write_bytes(Identity.generate().to_protobuf())
+        (tmp_path / "rogue.key").write_bytes(rogue_key.to_protobuf())
         peer = await HivemindTransport.start(tmp_path / "honest.key", invite.peers, observer=True)
         rogue = await HivemindTransport.start(tmp_path / "rogue.key", invite.peers)
         try:
