@@ -75,7 +75,10 @@ def run(arguments: list[str]) -> int:
         result: Any = app(args=arguments, prog_name="paris-swarm", standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 (the one place where every error becomes an exit code or is raised on)
         return _explain(error)
-    return result if isinstance(result, int) else exits.OK
+    code = result if isinstance(result, int) else exits.OK
+    if code == exits.INTERRUPTED:  # typer makes a Ctrl-C this code without a word
+        sys.stderr.write("Interrupted.\n")
+    return code
 
 
 def _explain(error: BaseException) -> int:
@@ -83,10 +86,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else exits.OK if error.code is None else exits.BUG
     if "Exit" in names:  # typer.Exit
-        code = int(getattr(error, "exit_code", exits.OK))
-        if code == exits.INTERRUPTED:
-            sys.stderr.write("Interrupted.\n")
-        return code
+        return int(getattr(error, "exit_code", exits.OK))
     if "Abort" in names:  # Ctrl-C inside typer
         sys.stderr.write("Interrupted.\n")
         return exits.INTERRUPTED
@@ -95,12 +95,12 @@ def _explain(error: BaseException) -> int:
         return exits.USAGE
     if isinstance(error, BaseExceptionGroup):
         return _explain(error.exceptions[0])
-    known = exits.exit_code(error)
-    if known is None:
+    code = exits.exit_code(error)
+    if code is None:
         raise error
-    message = "Interrupted." if known == exits.INTERRUPTED else f"Error: {exits.words(error)}"
+    message = "Interrupted." if code == exits.INTERRUPTED else f"Error: {exits.words(error)}"
     sys.stderr.write(message + "\n")
-    return known
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from paris_swarm.cli.app import run
 
 START_S = 90.0
+PR_SET_PDEATHSIG = 1
 MARK = "PARIS_SWARM_TEST_RUN"
 
 
@@ -162,6 +164,7 @@ class VerbProcesses:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                preexec_fn=_die_with_the_tests,
                 env={**os.environ, MARK: mark},
             )
         started = VerbProcess(name, process, log, mark)
@@ -172,6 +175,12 @@ class VerbProcesses:
     def left_running(self) -> list[str]:
         """Command lines of processes, p2pd and trainers included, that something started here left behind."""
         return [_command(pid) for pid in marked(self._run + "/")]
+
+
+def _die_with_the_tests() -> None:
+    """Linux: SIGKILL when the test process ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def marked(mark: str) -> list[int]:

@@ -163,8 +163,7 @@ def test_one_home_is_one_process(town: Town) -> None:
     assert "--home" in answer.said
 
 
-def test_an_interrupted_verb_exits_130(town: Town) -> None:
-    """`status --watch` ends in order on the first Ctrl-C; a verb that is cut short says so."""
+def test_watching_ends_in_order_on_ctrl_c(town: Town) -> None:
     watching = town.processes.start("watching", "--home", town.folder / "watcher", "status", town.invite, "--watch")
     watching.wait_for(lambda line: "slots" in line)
     assert watching.end(signal.SIGINT) == 0
