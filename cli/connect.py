@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,7 +17,11 @@ from paris_swarm.dht_schemas.invite import Invite, peer_id_in
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.node import SwarmNode, fetch_plan
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+CLOCK_WARNING_S = 1.0
+CLOCK_LIMIT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ async def connected(
         plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
         node = SwarmNode(home, identity, transport, opened)
         await node.join()
+        check_clock(await transport.clock_offset())
     except BaseException:
         await transport.close()
         raise
@@ -103,6 +109,20 @@ async def observing(home: Home, invite: Invite) -> AsyncIterator[Connected]:
             await node.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_clock(offset: float | None) -> None:
+    """Leases are judged by the clock: warn from one second off the median peer, refuse from three.
+
+    Raises:
+        Usage: this clock is three seconds off or more.
+    """
+    if offset is None or abs(offset) < CLOCK_WARNING_S:
+        return
+    said = f"this machine's clock is {abs(offset):.1f} s {'behind' if offset > 0 else 'ahead of'} its peers'"
+    if abs(offset) >= CLOCK_LIMIT_S:
+        raise Usage(f"{said}: claims would be refused or lapse early. Synchronise it (NTP), then join again")
+    log.error("%s; synchronise it (NTP): from %.0f s on, claims are refused", said, CLOCK_LIMIT_S)
 
 
 def seeds(home: Home, invite: Invite) -> list[str]:

@@ -21,8 +21,9 @@ from paris_swarm.cli.views import dashboard
 from paris_swarm.dht_schemas.invite import Invite
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.swarm.home import Home
-from paris_swarm.swarm.peer import Peer, Purpose
+from paris_swarm.swarm.peer import Peer
 from paris_swarm.swarm.status import swarm_status
+from paris_swarm.swarm.trainer import Purpose
 from paris_swarm.swarm.transport import TransportDown, TransportError
 
 SHOW_EVERY_S = 1.0

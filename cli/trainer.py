@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paris_swarm.swarm.peer import TrainedCheckpoint, TrainerEvent, TrainFailed, TrainProgress
+from paris_swarm.swarm.trainer import TrainedCheckpoint, TrainerEvent, TrainFailed, TrainProgress
 
 STOP_SECONDS = 30.0
 LINE_LIMIT = 1 << 20
@@ -43,7 +43,7 @@ class TrainJobFile:
 
 
 class TrainerProcess:
-    """A running child; implements `swarm.peer.Trainer`."""
+    """A running child; implements `swarm.trainer.Trainer`."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process

@@ -11,16 +11,24 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
-from paris_swarm.dht_schemas.records import Announcement, Progress
+from paris_swarm.dht_schemas.records import Progress
 from paris_swarm.swarm.claims import ROUTER, Keep, Take, Wait, choose, rendezvous_order, review
 from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.trainer import (
+    CheckCheckpoint,
+    LocalCheckpoint,
+    StartTrainer,
+    TrainedCheckpoint,
+    Trainer,
+    TrainProgress,
+)
 from paris_swarm.swarm.transport import TransportError
 
 log = logging.getLogger(__name__)
@@ -29,61 +37,6 @@ CONSIDERED_AT_ONCE = 8
 KEPT_CHECKPOINTS = 2
 
 Phase = Literal["looking", "waiting", "settling", "fetching", "training", "finished", "left", "failed"]
-
-
-# ---- what the peer needs from outside --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """Loss and speed at a step, as the trainer reports them."""
-
-    step: int
-    steps: int
-    loss: float | None
-    images_per_s: float
-
-
-@dataclass(frozen=True)
-class TrainedCheckpoint:
-    """A whole checkpoint folder on disk, with the probe loss measured on it."""
-
-    step: int
-    folder: Path
-    files: tuple[str, ...]
-    probe_loss: float
-
-
-@dataclass(frozen=True)
-class TrainFailed:
-    """The trainer ended without finishing; ``why`` is its own last word."""
-
-    why: str
-
-
-TrainerEvent = TrainProgress | TrainedCheckpoint | TrainFailed
-
-
-class Trainer(Protocol):
-    """A running training process."""
-
-    def events(self) -> AsyncIterator[TrainerEvent]:
-        """Reports until the process ends."""
-
-    async def stop(self) -> None:
-        """Ask for a last checkpoint and the end; `events` ends once it is written. Kills what does not obey."""
-
-
-class StartTrainer(Protocol):
-    async def __call__(self, slot: str, work: Path, resume: Path | None, parent: str | None) -> Trainer: ...
-
-
-Purpose = Literal["resume", "assemble"]
-CheckCheckpoint = Callable[[str, Path, Announcement, Purpose], Awaitable[float]]
-"""(slot, folder, announcement, purpose) -> own probe loss; raises RecordError when the weights do not hold."""
-
-LocalCheckpoint = Callable[[Path], tuple[Path, int] | None]
-"""Newest whole checkpoint folder under a work folder and its step."""
 
 
 # ---- state shown -----------------------------------------------------------------------------------------------

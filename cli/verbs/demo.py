@@ -17,7 +17,7 @@ def demo(
     ] = Path("demo-out"),
     minutes: Annotated[float, typer.Option(min=0.2, help="About how long the experts train.")] = 3.5,
     peers: Annotated[int, typer.Option(min=1, help="Peers that train.")] = 4,
-    clusters: Annotated[int, typer.Option(min=1, help="Experts.")] = 4,
+    clusters: Annotated[int, typer.Option(min=2, help="Experts.")] = 4,
     count: Annotated[int, typer.Option(min=64, help="Pictures to draw for training.")] = 4096,
     resolution: Annotated[int, typer.Option(min=8, help="Side of the pictures, in pixels.")] = 24,
     steps: Annotated[

@@ -16,7 +16,7 @@ def init(
     data: Annotated[Path, typer.Argument(help="Folder written by `prepare`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Plan folder to write.")],
     name: Annotated[str, typer.Option(help="What people will call the swarm.")] = "paris-swarm",
-    clusters: Annotated[int, typer.Option("-k", "--clusters", min=1, max=1024, help="Number of experts.")] = 8,
+    clusters: Annotated[int, typer.Option("-k", "--clusters", min=2, max=1024, help="Number of experts.")] = 8,
     recipe: Annotated[str, typer.Option(help="Named recipe of the experts: tiny, S/2, B/2, XL/2.")] = "tiny",
     router_recipe: Annotated[str, typer.Option(help="Named recipe of the router: tiny, S/2, B/2.")] = "tiny",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an expert (default: the recipe's).")] = None,

@@ -243,7 +243,9 @@ def test_6_no_space_while_writing(own_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_130_a_verb_that_is_cut_short(number: signal.Signals, tmp_path: Path) -> None:
     with VerbProcesses(tmp_path / "logs") as processes:
-        running = processes.start("prepare", "prepare", "dicebear", tmp_path / "data", "--count", 200_000)
+        running = processes.start(
+            "prepare", "prepare", "dicebear", tmp_path / "data", "--count", 200_000, "--workers", 1
+        )
         eventually(lambda: list(tmp_path.glob(".data.*")), limit_s=60, what="work begun")
         assert running.end(number) == 130
         assert "Traceback" not in running.log.read_text("utf-8")

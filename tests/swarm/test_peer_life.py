@@ -29,7 +29,8 @@ from paris_swarm.dht_schemas.records import Announcement, Progress
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.memory import MemoryNetwork, MemoryTransport
 from paris_swarm.swarm.node import SwarmNode
-from paris_swarm.swarm.peer import Peer, Purpose, TrainedCheckpoint, TrainerEvent, TrainProgress
+from paris_swarm.swarm.peer import Peer
+from paris_swarm.swarm.trainer import Purpose, TrainedCheckpoint, TrainerEvent, TrainProgress
 
 STEPS = 4
 LEASE_S = 1.2
