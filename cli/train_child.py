@@ -23,6 +23,8 @@ def main(job_path: str) -> int:
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     os.nice(5)  # the machine's owner and the node come first
 
+    import torch
+
     from paris_swarm.cli.plan_folder import open_plan_folder
     from paris_swarm.cli.tasks import build_task
     from paris_swarm.expert.data.shards import PreparedData
@@ -36,6 +38,9 @@ def main(job_path: str) -> int:
         train,
     )
 
+    # Subnormal numbers cost a CPU a hundred times a normal one; this changes the whole process, so only a process of
+    # our own may do it.
+    torch.set_flush_denormal(True)
     plan_folder = open_plan_folder(Path(job["plan_folder"]), plan_id=job["plan_id"])
     task = build_task(plan_folder, PreparedData.open(Path(job["data"])), job["slot"])
     reports = train(

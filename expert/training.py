@@ -249,7 +249,6 @@ def train(job: TrainJob) -> Iterator[Report]:
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    torch.set_flush_denormal(True)
     device = pick_device(job.device)
     precision = pick_precision(job.precision, device)
     state = TrainState(job.task, device)
