@@ -120,7 +120,7 @@ class Demo:
             *("--home", str(self.homes / "bootstrap"), "init", str(data), "-o", str(plan)),
             *("--name", "demo", "--clusters", str(self.options.clusters), "--seed", str(self.options.seed)),
             *("--steps", str(pace.steps), "--router-steps", str(pace.router_steps)),
-            *("--lease", "60", "--checkpoint-every", str(pace.checkpoint_every_s), "--grace", "600"),
+            *("--lease", "45", "--checkpoint-every", str(pace.checkpoint_every_s), "--grace", "600"),
         ]
 
     def _start_seed(self, processes: Processes, plan: Path) -> str:
