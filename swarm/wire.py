@@ -21,6 +21,7 @@ An error is final: a reader that raised BadFrame raises it again for everything 
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
@@ -106,7 +107,7 @@ class Response:
         return _RESPONSE.pack(self.status, self.encoding, 0, self.length, len(self.payload))
 
 
-class _Reader:
+class _Reader(ABC):
     """Gathers exactly the bytes of the next piece. ``wants`` is how many are still missing (0: nothing is due)."""
 
     def __init__(self) -> None:
@@ -115,8 +116,9 @@ class _Reader:
         self._greeted = False
         self._failed: BadFrame | None = None
 
+    @abstractmethod
     def _next_size(self) -> int:
-        raise NotImplementedError
+        """Bytes of the piece due next; 0 when nothing is due."""
 
     @property
     def wants(self) -> int:
@@ -153,8 +155,9 @@ class _Reader:
             self._failed = error
             raise
 
+    @abstractmethod
     def _piece(self, piece: bytes) -> None:
-        raise NotImplementedError
+        """Take one whole piece. Raises BadFrame."""
 
 
 class RequestReader(_Reader):
