@@ -1,8 +1,8 @@
 """The expert network: a diffusion transformer with AdaLN-Single and cross-attention to the caption's token states.
 
 Follows Paris (arXiv 2510.03434) and Decentralized Diffusion Models (arXiv 2501.05450); AdaLN-Single is PixArt-alpha's
-(arXiv 2310.00426), the transformer DiT's (arXiv 2212.09748). Tensor names are those of the released Paris experts;
-`pooled_proj` and `patch_skip` are the additions (`pooled_text`, `patch_skip`).
+(arXiv 2310.00426), the transformer and AdaLN-Zero DiT's (arXiv 2212.09748). Tensor names are those of the released
+Paris experts; `pooled_proj` and `patch_skip` are the additions (`pooled_text`, `patch_skip`).
 
 Shapes in the comments: B batch, C channels, H and W height and width, N image tokens, L caption tokens, D width.
 """
@@ -15,17 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paris_swarm.expert.objective import Objective
 from paris_swarm.expert.recipe import ModelConfig
 
 FREQUENCIES = 256
 """Width of the sinusoidal time embedding."""
 TIME_SCALE = 999.0
 """The network sees 999 t for t in 0..1."""
-SMALLEST_T = 0.05
-"""Below this t a "data" output is divided by this instead of by t, which keeps velocities bounded near the data."""
-
-DATA_STD = 0.6
-"""Standard deviation of the data that a "residual" output assumes."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,20 +117,34 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Gated self-attention, then (unless `cross` is False) ungated cross-attention, then a gated MLP."""
+    """Gated self-attention, then (unless `cross` is False) ungated cross-attention, then a gated MLP.
 
-    def __init__(self, hidden: int, heads: int, mlp_ratio: float = 4.0, cross: bool = True) -> None:
+    adaln: "single" adds this block's table to the modulation that all blocks share; "zero" computes its own.
+    """
+
+    def __init__(
+        self, hidden: int, heads: int, mlp_ratio: float = 4.0, cross: bool = True, adaln: str = "single"
+    ) -> None:
         super().__init__()
         inner = int(hidden * mlp_ratio)
-        self.scale_shift_table = nn.Parameter(torch.empty(6, hidden))
+        if adaln == "single":
+            self.scale_shift_table = nn.Parameter(torch.empty(6, hidden))
+        else:
+            self.adaln = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 6 * hidden))
         self.attn = Attention(hidden, heads)
         if cross:
             self.cross_attn = Attention(hidden, heads)
         self.mlp = nn.Sequential(nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden))
 
     def forward(self, x: Tensor, shared: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], shared modulation [B, 6, D], context [B, L, D], mask [B, 1, 1, L] bool -> [B, N, D]."""
-        six = (self.scale_shift_table[None] + shared)[:, :, None]  # [B, 6, 1, D]
+        """x [B, N, D], context [B, L, D], mask [B, 1, 1, L] bool -> [B, N, D].
+
+        shared: the shared modulation [B, 6, D] ("single"), or the embedding of time and caption [B, D] ("zero").
+        """
+        if shared.ndim == 3:
+            six = (self.scale_shift_table[None] + shared)[:, :, None]  # [B, 6, 1, D]
+        else:
+            six = self.adaln(shared).reshape(x.shape[0], 6, 1, -1)  # [B, 6, 1, D]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.unbind(1)  # each [B, 1, D]
         x = torch.addcmul(x, gate_a, self.attn(modulate(x, shift_a, scale_a)))  # [B, N, D]
         if context is not None:
@@ -143,16 +153,27 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated LayerNorm (its own table plus the time embedding), then one linear map to pixels of a patch."""
+    """Modulated LayerNorm, then one linear map to pixels of a patch.
 
-    def __init__(self, hidden: int, patch: int, channels: int) -> None:
+    adaln: "single" modulates by its own table plus the time embedding; "zero" by a linear map of the embedding.
+    """
+
+    def __init__(self, hidden: int, patch: int, channels: int, adaln: str = "single") -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.empty(2, hidden))
+        if adaln == "single":
+            self.scale_shift_table = nn.Parameter(torch.empty(2, hidden))
+        else:
+            self.adaln = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden))
+        self.single = adaln == "single"
         self.linear = nn.Linear(hidden, patch * patch * channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [B, N, D], embedding [B, D] -> [B, N, p*p*C]."""
-        shift, scale = (self.scale_shift_table[None] + embedding[:, None])[:, :, None].unbind(1)  # each [B, 1, D]
+        if self.single:
+            both = (self.scale_shift_table[None] + embedding[:, None])[:, :, None]  # [B, 2, 1, D]
+        else:
+            both = self.adaln(embedding).reshape(x.shape[0], 2, 1, -1)  # [B, 2, 1, D]
+        shift, scale = both.unbind(1)  # each [B, 1, D]
         out: Tensor = self.linear(modulate(x, shift, scale))  # [B, N, p*p*C]
         return out
 
@@ -194,6 +215,7 @@ class Expert(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.objective = Objective(config.output, config.path)
         d = config.hidden
         self.patch_embed = PatchEmbed(config.channels, d, config.patch)
         self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, d))
@@ -201,20 +223,25 @@ class Expert(nn.Module):
         self.text_proj = nn.Linear(config.text_dim, d)
         if config.pooled_text:
             self.pooled_proj = nn.Linear(config.text_dim, d)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
-        self.layers = nn.ModuleList(Block(d, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.final_layer = FinalLayer(d, config.patch, config.channels)
+        if config.adaln == "single":
+            self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.layers = nn.ModuleList(
+            Block(d, config.heads, config.mlp_ratio, adaln=config.adaln) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(d, config.patch, config.channels, config.adaln)
         if config.patch_skip:
             self.patch_skip = PatchSkip(d, config.patch, config.channels)
         initialise(self)
 
     def predict(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """What the last layer says, before it is turned into a velocity: [B, C, H, W]."""
+        """What the last layer says at a point of this expert's own path, before it is a velocity: [B, C, H, W]."""
         h = self.patch_embed(x) + self.pos_embed  # [B, N, D]
         embedding = self.time_embed(t)  # [B, D]
         if self.config.pooled_text:
             embedding = embedding + self.pooled_proj(masked_mean(states, mask))  # [B, D]
-        shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
+        shared = embedding  # [B, D]
+        if self.config.adaln == "single":
+            shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
         context = self.text_proj(states)  # [B, L, D]
         visible = mask[:, None, None, :]  # [B, 1, 1, L]
         for layer in self.layers:
@@ -224,17 +251,16 @@ class Expert(nn.Module):
             h = h + self.patch_skip(x, embedding)  # [B, N, p*p*C]
         return unpatchify(h, self.config.channels, x.shape[2], x.shape[3], self.config.patch)  # [B, C, H, W]
 
-    def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        out = self.predict(x, t, states, mask)  # [B, C, H, W]
-        if self.config.output == "velocity":
-            return out  # [B, C, H, W]
-        t = t[:, None, None, None]  # [B, 1, 1, 1]
-        if self.config.output == "data":
-            return (x - out) / t.clamp(min=SMALLEST_T)  # [B, C, H, W]
-        variance = DATA_STD**2
-        total = (1 - t).square() * variance + t.square()  # [B, 1, 1, 1], the variance of x_t
-        keep = (t - (1 - t) * variance) / total  # [B, 1, 1, 1], the best linear guess of v from x_t alone
-        return keep * x - (DATA_STD * total.rsqrt()) * out  # [B, C, H, W]
+    def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, *, raw: bool = False) -> Tensor:
+        """The velocity at (x, t) of the straight path.
+
+        raw: (x, t) is a point of this expert's own path instead, and the answer is what the last layer says there
+        (training needs it; see objective.py).
+        """
+        if raw:
+            return self.predict(x, t, states, mask)  # [B, C, H, W]
+        point = self.objective.locate(x, t)
+        return self.objective.velocity(self.predict(point.x, point.u, states, mask), x, t)  # [B, C, H, W]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,7 +286,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
         elif name == "patch_skip.inner.weight":
             nn.init.eye_(parameter)
-        elif name.startswith(("final_layer", "patch_skip")) or ".cross_attn.out_proj" in name:
+        elif name.startswith(("final_layer", "patch_skip")) or ".cross_attn.out_proj" in name or ".adaln." in name:
             nn.init.zeros_(parameter)
         elif name.endswith("in_proj_weight"):
             for third in parameter.detach().chunk(3):

@@ -16,6 +16,10 @@ from paris_swarm.dht_schemas.digest import blake3_hex
 
 _Record = TypeVar("_Record", "ModelConfig", "TrainConfig")
 
+OUTPUTS = ("velocity", "data", "residual", "noise")
+PATHS = ("flow", "cosine")
+LOSSES = ("velocity", "data", "noise")
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # records
@@ -27,10 +31,14 @@ class ModelConfig:
     """The shape of one expert network. Lengths in pixels (or latent cells), widths in numbers.
 
     `output` says what the last layer itself predicts: "velocity" (v = eps - x_0); "data" (x_0, as in "Back to Basics:
-    Let Denoising Generative Models Denoise", arXiv 2511.13720); or "residual" (what the best linear guess from x_t
-    leaves over, at unit scale: the preconditioning of EDM, arXiv 2206.00364, on this path). Callers of the model get
-    a velocity in every case. `pooled_text` adds the caption's mean state to the time embedding; `patch_skip` adds a
-    learned linear filter from noisy patches to the output.
+    Let Denoising Generative Models Denoise", arXiv 2511.13720); "residual" (what the best linear guess from x_t
+    leaves over, at unit scale: the preconditioning of EDM, arXiv 2206.00364, on this path); or "noise" (eps, DDPM,
+    arXiv 2006.11239). `path` is the noise path it is trained on: "flow" (straight) or "cosine" (arXiv 2102.09672).
+    Callers of the model get a velocity of the straight path in every case (objective.py).
+    `adaln` is "single" (one shared modulation and a table a block, PixArt-alpha, arXiv 2310.00426: Paris' choice) or
+    "zero" (each block its own modulation, starting at nothing, DiT, arXiv 2212.09748).
+    `pooled_text` adds the caption's mean state to the time embedding; `patch_skip` adds a learned linear filter from
+    noisy patches to the output.
     """
 
     channels: int = 3
@@ -44,6 +52,8 @@ class ModelConfig:
     text_tokens: int = 32
     pooled_text: bool = True
     output: str = "velocity"
+    path: str = "flow"
+    adaln: str = "single"
     patch_skip: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +66,14 @@ class ModelConfig:
             raise ValueError(f"model.heads {self.heads} does not divide model.hidden {self.hidden}")
         if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.hidden >= 1):
             raise ValueError(f"model.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
-        if self.output not in ("velocity", "data", "residual"):
-            raise ValueError(f'model.output must be "velocity", "data" or "residual", got {self.output!r}')
+        if self.adaln not in ("single", "zero"):
+            raise ValueError(f'model.adaln must be "single" or "zero", got {self.adaln!r}')
+        if self.output not in OUTPUTS:
+            raise ValueError(f"model.output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+        if self.path not in PATHS:
+            raise ValueError(f"model.path must be one of {', '.join(PATHS)}, got {self.path!r}")
+        if self.path == "cosine" and self.output not in ("noise", "data"):
+            raise ValueError(f'model.path "cosine" goes with output "noise" or "data", not {self.output!r}')
 
     @property
     def tokens(self) -> int:
@@ -71,7 +87,7 @@ class TrainConfig:
 
     t_sampling: "uniform", or "logit-normal" (mean `t_mean`, standard deviation `t_std` of logit t; SD3, arXiv
     2403.03206). Positive means lean towards noise. `t_uniform` is the share drawn uniformly all the same, so no t is
-    left out. `loss`: squared error of the "velocity" or of the "data" prediction.
+    left out. `loss`: squared error of the "velocity", of the "data" or of the "noise" that the prediction amounts to.
     schedule: "constant"; "linear" (to zero over all steps); "wsd" (warm up, hold, then to zero over the last
     `decay_share` of the steps).
     """
@@ -107,7 +123,7 @@ class TrainConfig:
             "optimizer": ("adamw", "muon"),
             "schedule": ("constant", "linear", "wsd"),
             "t_sampling": ("uniform", "logit-normal"),
-            "loss": ("velocity", "data"),
+            "loss": LOSSES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -147,6 +163,10 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.path == "cosine" and self.train.loss == "velocity":
+            raise ValueError('train.loss "velocity" is defined on model.path "flow" only; use "noise" or "data"')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, every field written out."""

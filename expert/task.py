@@ -7,8 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paris_swarm.expert.flow import flow_loss, interpolate, sample_t
+from paris_swarm.dht_schemas.provenance import RowsUsed
+from paris_swarm.expert.flow import sample_t
 from paris_swarm.expert.model import Expert, seeded
+from paris_swarm.expert.objective import Objective
 from paris_swarm.expert.recipe import Recipe, TrainConfig
 from paris_swarm.expert.rows import Batch, BatchOrder, Rows, drop_captions
 from paris_swarm.expert.verify import Probe, expert_probe_loss
@@ -38,6 +40,7 @@ class Task(Protocol):
     @property
     def recipe(self) -> TaskRecipe: ...
     def build_model(self) -> nn.Module: ...
+    def rows_used(self) -> RowsUsed: ...
     def batch(self, step: int) -> MovableBatch: ...
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor: ...
     def probe(self, model: nn.Module) -> float: ...
@@ -54,11 +57,16 @@ class ExpertTask:
         self._rows = rows
         self._probe = probe
         self._order = BatchOrder(len(rows), recipe.train.batch, recipe.train.seed)
+        self._objective = Objective(recipe.model.output, recipe.model.path)
 
     @property
     def recipe(self) -> Recipe:
         """Model and training values."""
         return self._recipe
+
+    def rows_used(self) -> RowsUsed:
+        """Which rows it is trained on, for the checkpoint's provenance."""
+        return self._rows.used()
 
     def build_model(self) -> Expert:
         """The network with initial weights that depend on the recipe's seed alone."""
@@ -75,11 +83,10 @@ class ExpertTask:
         t = sample_t(batch.x0.shape[0], config, generator, device)  # [B]
         noise = torch.randn(batch.x0.shape, generator=generator, device=device)  # [B, C, H, W]
         states, mask = drop_captions(batch.states, batch.mask, self._rows.null, config.condition_dropout, generator)
-        x = interpolate(batch.x0, noise, t)  # [B, C, H, W]
-        if config.loss == "data":
-            said = model(x, t, states, mask)  # [B, C, H, W]
-            return (x - t[:, None, None, None] * said.float() - batch.x0).square().mean()
-        return flow_loss(model(x, t, states, mask), batch.x0, noise)
+        objective = self._objective
+        point = objective.noised(batch.x0, noise, t)
+        said = model(point.x, point.u, states, mask, raw=True)  # [B, C, H, W]
+        return objective.loss(said, point, batch.x0, noise, config.loss)
 
     def probe(self, model: nn.Module) -> float:
         """Loss on the probe rows at fixed times and noise."""

@@ -5,8 +5,6 @@ import torch
 from tests.expert.synthetic import small_recipe
 
 from paris_swarm.expert.model import (
-    DATA_STD,
-    SMALLEST_T,
     Expert,
     masked_mean,
     parameter_count,
@@ -14,6 +12,7 @@ from paris_swarm.expert.model import (
     seeded,
     unpatchify,
 )
+from paris_swarm.expert.objective import DATA_STD, SMALLEST_T
 from paris_swarm.expert.recipe import SIZES
 
 CONFIG = small_recipe().model
