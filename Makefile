@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := cli dht_schemas expert router swarm
 
-.PHONY: setup demo test lint test-slow test-full typing wheel clean
+.PHONY: setup demo test lint test-slow test-full transfer-faults typing fuzz wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,16 @@ test-slow: $(STAMP)  ## the tests that take minutes each
 
 test-full: $(STAMP)  ## the demo itself, at its full size, held to its own figures
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+
+transfer-faults: $(STAMP)  ## downloads under every fault, and the table of what each cost (docs/results)
+	@rm -f build/faults.md build/faults.md.relay; mkdir -p build
+	PARIS_SWARM_FAULTS_TABLE=$(CURDIR)/build/faults.md $(BIN)/python -m pytest -m 'slow or not slow' \
+		tests/swarm/test_transfer_faults.py tests/swarm/test_transfer_relayed.py $(PYTEST_ARGS)
+	@cat build/faults.md build/faults.md.relay
+
+fuzz: $(STAMP)  ## coverage-guided fuzzing of every parser, hours at full budget (FUZZ_ARGS="claim --seconds 60")
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0'
+	$(BIN)/python tests/fuzz/fuzz_run.py $(FUZZ_ARGS)
 
 wheel: $(STAMP)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

@@ -17,15 +17,21 @@ from paris_swarm.cli import exits
 from paris_swarm.cli.settings import HomeOption, JsonOption
 from paris_swarm.cli.verbs import (
     assemble,
+    audit,
     bootstrap,
     demo,
+    export,
     identity,
+    import_,
     init,
+    invite,
     join,
     leave,
+    notice,
     prepare,
     sample,
     status,
+    store,
     verify,
 )
 
@@ -49,12 +55,18 @@ def shared(context: typer.Context, home: HomeOption = None, as_json: JsonOption 
 app.command("prepare")(prepare.prepare)
 app.command("init")(init.init)
 app.command("bootstrap")(bootstrap.bootstrap)
+app.command("invite")(invite.invite)
+app.command("notice")(notice.notice)
 app.command("join", cls=join.JoinCommand)(join.join)
 app.command("status")(status.status)
 app.command("assemble")(assemble.assemble)
-app.command("verify")(verify.verify)
+app.command("verify", cls=verify.VerifyCommand)(verify.verify)
+app.command("audit")(audit.audit)
 app.command("sample")(sample.sample)
+app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.add_typer(identity.app, name="identity")
+app.add_typer(store.app, name="store")
 app.command("leave")(leave.leave)
 app.command("demo")(demo.demo)
 

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from paris_swarm.cli.plan_folder import PlanFolder
-from paris_swarm.cli.tasks import ROUTER
-from paris_swarm.dht_schemas.errors import NotFinite
+from paris_swarm.cli.probing import load_slot, open_half, slot_loss
+from paris_swarm.dht_schemas.canonical import parse_json
+from paris_swarm.dht_schemas.errors import MalformedRecord, NotFinite, quoted
+from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
 
 EMA_FILE = "ema.safetensors"
+MAX_STATE = 1 << 20
+"""Bytes of a state.json that are read."""
 
 
 def check_weights(
@@ -28,11 +32,14 @@ def check_weights(
     """Recompute the probe loss of a downloaded checkpoint.
 
     Raises:
+        MalformedRecord: nobody can continue from it (R-VAL-4), and ``purpose`` is to.
         NotFinite: a tensor holds NaN or infinity; it is named.
         ProbeFailed: the loss disagrees with the announced one, or does not beat the bar for this purpose.
     """
     from paris_swarm.expert.verify import nonfinite_tensors
 
+    if purpose == "resume":
+        check_state(plan_folder, slot, folder, announcement)
     for path in sorted(folder.glob("*.safetensors")):
         bad = next(nonfinite_tensors(path), None)
         if bad is not None:
@@ -46,18 +53,47 @@ def check_weights(
     return loss
 
 
+def check_state(plan_folder: PlanFolder, slot: str, folder: Path, announcement: Announcement) -> None:
+    """Whether training can go on where a checkpoint's state.json says that it ended.
+
+    A trainer believes that file: with another step in it a successor would sign steps that nobody trained, and be the
+    one whom an audit convicts.
+
+    Raises:
+        MalformedRecord: too large, unreadable, of another step than announced, or of another recipe (R-VAL-4).
+    """
+    from paris_swarm.expert.checkpoint import STATE_FILE, CheckpointError, read_state
+    from paris_swarm.expert.recipe import Recipe
+    from paris_swarm.router.recipe import RouterRecipe
+
+    def refuse(what: str) -> MalformedRecord:
+        return MalformedRecord(f"slot {slot}, checkpoint {announcement.root[:12]}: {what}", rule="R-VAL-4")
+
+    path = folder / STATE_FILE
+    try:
+        size = path.stat().st_size
+        if size > MAX_STATE:
+            raise refuse(f"{STATE_FILE} has {size} bytes, at most {MAX_STATE} are read")
+        parse_json(path.read_bytes())  # bounds its depth and numbers before anything else reads it
+        state = read_state(folder)
+    except FileNotFoundError as error:
+        raise refuse(f"it has no {STATE_FILE}") from error
+    except MalformedRecord as error:
+        raise refuse(f"{STATE_FILE}: {error.detail}") from error
+    except CheckpointError as error:
+        raise refuse(quoted(str(error), 300)) from error
+    if state.step != announcement.step:
+        raise refuse(f"{STATE_FILE} says step {state.step}, the announcement {announcement.step}")
+    kind = RouterRecipe if slot == ROUTER else Recipe
+    recipe = kind.from_dict(plan_folder.opened.plan.slot_spec(slot).recipe).digest()
+    if state.recipe != recipe:
+        raise refuse(f"{STATE_FILE} is of recipe {quoted(state.recipe)}, the plan's is {recipe}")
+    if not all(type(loss) in (int, float) for loss in state.losses):
+        raise refuse(f"{STATE_FILE} has losses that are no numbers")
+
+
 def probe_loss(plan_folder: PlanFolder, slot: str, weights: Path) -> float:
     """Probe loss of EMA weights on the open half of the plan's probe set."""
-    plan = plan_folder.opened.plan
-    seed = plan.verification.probe_seed
-    recipe = plan.slot_spec(slot).recipe
-    if slot == ROUTER:
-        from paris_swarm.router.recipe import RouterRecipe
-        from paris_swarm.router.task import load_router_probe, router_probe_loss_of_file
-
-        probe = load_router_probe(plan_folder.probe_path, plan.clusters, seed)
-        return router_probe_loss_of_file(RouterRecipe.from_dict(recipe), weights, probe)
-    from paris_swarm.expert.recipe import Recipe
-    from paris_swarm.expert.verify import load_probe, probe_loss_of_file
-
-    return probe_loss_of_file(Recipe.from_dict(recipe), weights, load_probe(plan_folder.probe_path, slot, seed))
+    loss = slot_loss(load_slot(plan_folder, slot, weights), slot, open_half(plan_folder, slot))
+    assert loss is not None, "a plan's probe set has rows of every cluster"
+    return loss

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.plan_folder import PlanFolder, open_plan_folder
+from paris_swarm.dht_schemas.admission import PeerLists, seal_delegation
+from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.invite import Invite, peer_id_in
+from paris_swarm.dht_schemas.records import MAX_LEASE_S
+from paris_swarm.swarm.greeting import NewcomerDoor, greet_peer
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.node import SwarmNode, fetch_plan
+from paris_swarm.swarm.restarting import RestartingTransport
+from paris_swarm.swarm.serving import ServingLimits
+from paris_swarm.swarm.transport import Transport, TransportError
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 CLOCK_WARNING_S = 1.0
 CLOCK_LIMIT_S = 3.0
+NEWS_FROM = 8
+"""Peers that an observer greets for news."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +62,69 @@ def resolve_invite(text: str | None, home: Home) -> Invite:
     return Invite.parse(text)
 
 
+def take_token(home: Home, invite: Invite) -> str | None:
+    """The admission token for this home's peer: the invite's, kept in the home from then on, or the one kept before.
+
+    Raises:
+        Usage: the invite was made for another peer id.
+    """
+    swarm = home.swarm(invite.plan_id)
+    if invite.token is None:
+        return swarm.token()
+    own = home.identity().peer_id
+    if invite.made_for != own:
+        raise Usage(
+            f"this invite was made for {invite.made_for}, but {home.path} is {own}: ask the organiser for one made "
+            "with `paris-swarm invite` for your peer id, or choose the other home with --home"
+        )
+    swarm.store_token(invite.token)
+    return invite.token
+
+
+@dataclass(frozen=True)
+class Roads:
+    """How files travel. direct, direct_port: as HivemindTransport.start; compress: as encoding.Compress."""
+
+    direct: bool = True
+    direct_port: int = 0
+    compress: Literal["auto", "never", "always"] = "auto"
+
+
 @asynccontextmanager
 async def connected(
-    home: Home, invite: Invite, *, identity: Identity, listen: str = LOOPBACK, public: bool = False
+    home: Home,
+    invite: Invite,
+    *,
+    identity: Identity,
+    listen: str = LOOPBACK,
+    public: bool = False,
+    lists: PeerLists | None = None,
+    upload_limit: float | None = None,
+    store_limit: int | None = None,
+    roads: Roads | None = None,
 ) -> AsyncIterator[Connected]:
     """A full peer: serves files, stores records for others. The caller holds the home's lock.
+
+    Args:
+        upload_limit: bytes/s sent to all others together. store_limit: bytes, as in ContentStore.
 
     Raises:
         TransportError: nobody in the invite, or in the peer cache, could be reached.
         RecordError, Unverified: what came is not the plan the invite names.
+        Usage: the invite was made for another peer.
     """
-    from paris_swarm.swarm.hivemind_transport import HivemindTransport
-
-    transport = await HivemindTransport.start(
-        home.identity_path, seeds=seeds(home, invite), listen=listen, public=public
+    door = NewcomerDoor(invite.plan_id, token=take_token(home, invite), lists=lists)
+    roads = roads or Roads()
+    transport = await start_transport(
+        home.identity_path, seeds(home, invite), listen=listen, public=public, roads=roads
     )
     try:
-        opened = await fetch_plan(transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)])
+        opened = await fetch_plan(
+            transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)], door=door
+        )
         plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
-        node = SwarmNode(home, identity, transport, opened)
+        serving = ServingLimits(upload=upload_limit, compress=roads.compress)
+        node = SwarmNode(home, identity, transport, opened, lists=lists, serving=serving, store_limit=store_limit)
         await node.join()
         check_clock(await transport.clock_offset())
     except BaseException:
@@ -80,26 +136,84 @@ async def connected(
         await node.close()
 
 
+async def start_transport(
+    identity_path: Path,
+    seed_addresses: Sequence[str],
+    *,
+    listen: str = LOOPBACK,
+    public: bool = False,
+    relay: bool = False,
+    roads: Roads | None = None,
+) -> RestartingTransport:
+    """The network daemon of a peer that stays: started again, on the same port, when it dies.
+
+    Args:
+        relay: with ``public``: carry the streams of peers that nobody can dial; this one can be dialled.
+
+    Raises:
+        TransportDown: it did not start.
+        ValueError: an address that cannot be listened on or dialled.
+    """
+    from paris_swarm.swarm.hivemind_transport import HivemindTransport
+
+    async def launch(port: int | None, more_seeds: Sequence[str]) -> Transport:
+        where = listen if port is None else re.sub(r"/(tcp|udp)/0(?=/|$)", rf"/\1/{port}", listen)
+        every = list(dict.fromkeys([*seed_addresses, *more_seeds]))
+        return await HivemindTransport.start(
+            identity_path,
+            seeds=every,
+            listen=where,
+            public=public,
+            reachability="public" if public and relay else None,
+            direct=roads.direct if roads else True,
+            direct_port=roads.direct_port if roads else 0,
+        )
+
+    return await RestartingTransport.start(launch)
+
+
 @asynccontextmanager
-async def observing(home: Home, invite: Invite) -> AsyncIterator[Connected]:
+async def observing(
+    home: Home, invite: Invite, *, store_limit: int | None = None, direct: bool = True
+) -> AsyncIterator[Connected]:
     """A node that only reads: a throw-away key, so that it can run beside a `join` of the same home.
 
-    It stores nothing for others and is gone when the block ends; verified records and files stay in the home.
+    It stores nothing for others and is gone when the block ends; verified records and files stay in the home. In a
+    closed swarm it reads in the name of the home's peer, who lends it its admission.
+
+    Raises:
+        TransportError, RecordError, Unverified, Usage: as ``connected``; also when the home's peer was revoked.
     """
     from paris_swarm.swarm.hivemind_transport import HivemindTransport
 
     scratch = Path(tempfile.mkdtemp(prefix="paris-swarm-observer-"))
     observer = Home(scratch)
     identity = observer.identity()
+    token = take_token(home, invite)
+    delegate = None
+    if token is not None:
+        lender = home.identity(create=False)
+
+        def delegate() -> str:
+            return seal_delegation(lender, invite.plan_id, identity.peer_id, time.time() + MAX_LEASE_S)
+
+    door = NewcomerDoor(invite.plan_id, token=token, delegate=delegate)
     try:
-        transport = await HivemindTransport.start(observer.identity_path, seeds=seeds(home, invite), observer=True)
+        transport = await HivemindTransport.start(
+            observer.identity_path, seeds=seeds(home, invite), observer=True, direct=direct
+        )
         try:
             opened = await fetch_plan(
-                transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)]
+                transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)], door=door
             )
             plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
-            node = SwarmNode(home, identity, transport, opened, observer=True)
+            node = SwarmNode(
+                home, identity, transport, opened, observer=True, delegate=delegate, store_limit=store_limit
+            )
             await node.join()
+            await hear_news(node, [peer_id_in(peer) for peer in invite.peers])
+            if token is not None:
+                node.trusted.check_signer(home.identity(create=False).peer_id)
         except BaseException:
             await transport.close()
             raise
@@ -109,6 +223,19 @@ async def observing(home: Home, invite: Invite) -> AsyncIterator[Connected]:
             await node.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def hear_news(node: SwarmNode, peers: Iterable[str]) -> list[str]:
+    """Greet these peers, and everybody connected, for the organiser's newest notice; returns who greeted back."""
+    wanted = {*peers, *await node.transport.connected_peers()} - {node.transport.peer_id}
+    heard: list[str] = []
+    for peer in sorted(wanted)[:NEWS_FROM]:
+        try:
+            await greet_peer(node.transport, peer, node.door, stall_s=5.0)
+            heard.append(peer)
+        except (TransportError, RecordError) as error:
+            log.info("no news from %s: %s", peer, error)
+    return heard
 
 
 def check_clock(offset: float | None) -> None:

@@ -14,6 +14,7 @@ DISK = 6
 INTERRUPTED = 130
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+_WRONG_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 class Incomplete(Exception):
@@ -62,7 +63,7 @@ def exit_code(error: BaseException) -> int | None:
     if "HomeError" in names:
         return DISK if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_ERRORS else USAGE
     if isinstance(error, OSError):
-        return DISK if error.errno in _DISK_ERRORS else USAGE if error.errno == errno.ENOENT else None
+        return DISK if error.errno in _DISK_ERRORS else USAGE if error.errno in _WRONG_PATHS else None
     if isinstance(error, Usage | ValueError):
         return USAGE
     if isinstance(error, ProcessFailed):

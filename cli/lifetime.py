@@ -28,6 +28,7 @@ async def until_interrupted(node: SwarmNode, *, check_every_s: float = 2.0) -> N
 
     Raises:
         TransportDown: the network daemon died.
+        RecordError: this peer was revoked, or its key equivocated.
     """
     stopped = asyncio.Event()
     on_signals(stopped.set)
@@ -36,4 +37,5 @@ async def until_interrupted(node: SwarmNode, *, check_every_s: float = 2.0) -> N
             await asyncio.wait_for(stopped.wait(), check_every_s)
         except TimeoutError:
             if not node.transport.alive():
-                raise TransportDown("the network daemon (p2pd) ended; start this command again") from None
+                raise TransportDown("the network daemon (p2pd) ended again and again; start this again") from None
+            node.check_own()

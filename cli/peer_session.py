@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.live import Live
 
 from paris_swarm.cli.checking import check_weights
-from paris_swarm.cli.connect import Connected, connected
+from paris_swarm.cli.connect import Connected, Roads, connected
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.lifetime import on_signals
 from paris_swarm.cli.settings import Settings, pick_device
 from paris_swarm.cli.tasks import check_data, target_steps
 from paris_swarm.cli.trainer import TrainerProcess, TrainJobFile
 from paris_swarm.cli.views import dashboard
+from paris_swarm.dht_schemas.admission import PeerLists
 from paris_swarm.dht_schemas.invite import Invite
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.swarm.home import Home
@@ -43,19 +44,32 @@ class SessionOptions:
     listen: str
     public: bool
     exit_when_done: bool
+    keep_checkpoints: int = 2
+    upload_limit: float | None = None
+    store_limit: int | None = None
+    lists: PeerLists = field(default_factory=PeerLists)
+    roads: Roads = field(default_factory=Roads)
 
 
 async def run_session(shared: Settings, home: Home, options: SessionOptions) -> None:
     """Live as a peer until a signal, the end of the work (`--exit-when-done`) or an error.
 
     Raises:
-        TransportError: the swarm cannot be reached, or the network daemon died.
-        RecordError, Unverified: the plan is not what the invite names.
+        TransportError: the swarm cannot be reached, or does not let this peer in, or the network daemon died.
+        RecordError, Unverified: the plan is not what the invite names; or this peer was revoked, or equivocated.
         ValueError: the data does not fit the plan, or the cluster does not exist.
     """
     device = pick_device(options.device)
     async with connected(
-        home, options.invite, identity=home.identity(), listen=options.listen, public=options.public
+        home,
+        options.invite,
+        identity=home.identity(),
+        listen=options.listen,
+        public=options.public,
+        lists=options.lists,
+        upload_limit=options.upload_limit,
+        store_limit=options.store_limit,
+        roads=options.roads,
     ) as here:
         home.remember_invite(str(options.invite))
         _check_wishes(here, options)
@@ -121,15 +135,21 @@ def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
         local_checkpoint=newest_local_checkpoint,
         target_steps=target_steps(plan_folder),
         device=device,
+        keep_checkpoints=options.keep_checkpoints,
     )
 
 
-def newest_local_checkpoint(work: Path) -> tuple[Path, int] | None:
-    """The newest whole checkpoint this home wrote for a slot, and its step; damaged ones are set aside."""
+def newest_local_checkpoint(work: Path) -> tuple[Path, int, str | None] | None:
+    """The newest whole checkpoint this home wrote for a slot, its step, and the root that its run began from; damaged
+    ones are set aside.
+    """
     from paris_swarm.expert.checkpoint import newest_whole, read_state
 
     folder, _torn = newest_whole(work)
-    return None if folder is None else (folder, read_state(folder).step)
+    if folder is None:
+        return None
+    state = read_state(folder)
+    return folder, state.step, state.parent
 
 
 async def _show_until_done(
@@ -152,7 +172,10 @@ async def _show_until_done(
     try:
         while not leaving.is_set() and not (living.done() and living.exception() is not None):
             if not node.transport.alive():
-                raise TransportDown("the network daemon (p2pd) ended; start `paris-swarm join` again to go on")
+                raise TransportDown(
+                    "the network daemon (p2pd) ended again and again; start `paris-swarm join` again to go on"
+                )
+            node.check_own()
             if (
                 live is not None
                 and node.clock() - looked_at > max(3.0, lease_s / 6)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from paris_swarm.cli.exits import Unverified
 from paris_swarm.dht_schemas.digest import chunk_digests
+from paris_swarm.dht_schemas.fields import is_digest
 from paris_swarm.dht_schemas.manifest import FileEntry
-from paris_swarm.dht_schemas.plan import OpenedPlan, open_plan
+from paris_swarm.dht_schemas.plan import Bars, OpenedPlan, open_plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,40 @@ class PlanFolder:
     @property
     def probe_path(self) -> Path:
         return self.path / PROBE_FILE
+
+    @property
+    def probe_times(self) -> tuple[float, ...]:
+        """The times at which probe rows are judged; plans that pin none have the ones of `expert.verify`.
+
+        Raises:
+            Unverified: what the plan pins cannot be times.
+        """
+        from paris_swarm.expert.verify import PROBE_TIMES, check_times
+
+        pinned = (self.opened.plan.verification.model_extra or {}).get("probe_times", PROBE_TIMES)
+        try:
+            return check_times(pinned)
+        except (TypeError, ValueError) as error:
+            raise Unverified(f"the plan {self.plan_id[:12]} cannot be used: {error}") from error
+
+    @property
+    def sealed_probe(self) -> str | None:
+        """Digest of the sealed half of the probe set, where the plan names one."""
+        named = (self.opened.plan.verification.model_extra or {}).get("sealed_probe")
+        return named if isinstance(named, str) and is_digest(named) else None
+
+    @property
+    def sealed_bars(self) -> dict[str, Bars]:
+        """The two bars of every slot on the sealed half; empty where the plan names none.
+
+        Raises:
+            Unverified: what the plan names cannot be bars.
+        """
+        named = (self.opened.plan.verification.model_extra or {}).get("sealed_bars", {})
+        try:
+            return {str(slot): Bars.model_validate(value) for slot, value in dict(named).items()}
+        except (TypeError, ValueError) as error:
+            raise Unverified(f"the plan {self.plan_id[:12]} cannot be used: sealed_bars: {error}") from error
 
     def _tensor(self, name: str, key: str) -> Any:
         from safetensors.numpy import load_file

@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from paris_swarm.cli import plan_folder as files
 from paris_swarm.cli.tasks import data_facts
-from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.dht_schemas.digest import blake3_hex, digest_file
 from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import file_entry
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paris_swarm.expert.data.shards import PreparedData
+    from paris_swarm.expert.recipe import Recipe
     from paris_swarm.expert.task import Task
     from paris_swarm.router.partition import ClusterReport
+    from paris_swarm.router.recipe import RouterRecipe
 
 PROBE_ROWS = 32
 PROBE_SHARE = 8
@@ -49,6 +51,7 @@ class PlanOptions:
     replicas: int
     guidance: float
     created: int
+    admission: Literal["open", "invited"] = "open"
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _write(
     import numpy as np
     from safetensors.numpy import save_file
 
-    from paris_swarm.expert.verify import probe_set_bytes
+    from paris_swarm.expert.verify import PROBE_TIMES
     from paris_swarm.router.partition import cluster_report, example_grid, partition
 
     say("clustering the features")
@@ -121,25 +124,23 @@ def _write(
 
     say("choosing the probe set")
     open_rows, sealed_rows = choose_probe_rows(data, found.labels, options.clusters, options.seed)
-    null_states, null_length = np.asarray(data.null_states), int(data.manifest["null_length"])
-
-    def probe_bytes(chosen: dict[str, NDArray[np.int64]]) -> bytes:
-        parts = {slot: (data.pixels(rows), *data.states(rows)) for slot, rows in chosen.items()}
-        return probe_set_bytes(parts, null_states, null_length)
-
     held = np.concatenate([*open_rows.values(), *sealed_rows.values()])
     digests = np.unique(np.asarray(data.digests)[held], axis=0)
     save_file({"centroids": found.centroids}, draft / files.CENTROIDS_FILE)
     save_file({"digests": np.ascontiguousarray(digests)}, draft / files.HELD_OUT_FILE)
-    atomic_write(draft / files.PROBE_FILE, probe_bytes(open_rows))
-    sealed_bytes = probe_bytes(sealed_rows)
+    atomic_write(draft / files.PROBE_FILE, probe_bytes(data, open_rows))
+    sealed_bytes = probe_bytes(data, sealed_rows)
     sealed_draft = draft / "sealed.safetensors"
     sealed_draft.write_bytes(sealed_bytes)
-    sealed_digest = digest_file(sealed_draft)
-    sealed_draft.unlink()
 
     say("computing the bars of the probe set")
-    specs, bars = _specs_and_bars(data, draft, found.labels, [row.tobytes() for row in digests], options)
+    forbidden = [row.tobytes() for row in digests]
+    specs, recipes = _specs(data, draft / files.PROBE_FILE, found.labels, forbidden, options)
+    bars, sealed_bars = (
+        compute_bars(data, path, found.labels, forbidden, recipes, options.seed)
+        for path in (draft / files.PROBE_FILE, sealed_draft)
+    )
+    sealed_draft.unlink()
     names = [files.CENTROIDS_FILE, files.HELD_OUT_FILE, files.PROBE_FILE, *grids]
     plan = Plan.model_validate(
         {
@@ -159,11 +160,13 @@ def _write(
                 checkpoint_cap_bytes=_checkpoint_cap(specs),
             ).model_dump(),
             "sampling": {"guidance": options.guidance},
-            "admission": "open",
+            "admission": options.admission,
             "router_slot": "open",
             "verification": {
                 **Verification(probe_seed=options.seed, bars=bars).model_dump(),
-                "sealed_probe": sealed_digest,
+                "probe_times": list(PROBE_TIMES),
+                "sealed_probe": blake3_hex(sealed_bytes),
+                "sealed_bars": {slot: pair.model_dump() for slot, pair in sealed_bars.items()},
             },
             "files": [file_entry(draft / name).model_dump() for name in sorted(names)],
         }
@@ -211,16 +214,26 @@ def choose_probe_rows(
     return halves
 
 
-def _specs_and_bars(
-    data: PreparedData, draft: Path, labels: NDArray[np.int64], held_out: list[bytes], options: PlanOptions
-) -> tuple[dict[str, SlotSpec], dict[str, Bars]]:
-    """Recipes fitted to the data, tensor tables, and the two bars of every slot."""
+def probe_bytes(data: PreparedData, chosen: dict[str, NDArray[np.int64]]) -> bytes:
+    """The probe file of these rows, by slot: the same rows give the same bytes."""
+    import numpy as np
+
+    from paris_swarm.expert.verify import probe_set_bytes
+
+    parts = {slot: (data.pixels(rows), *data.states(rows)) for slot, rows in chosen.items()}
+    return probe_set_bytes(parts, np.asarray(data.null_states), int(data.manifest["null_length"]))
+
+
+def _specs(
+    data: PreparedData, probe_path: Path, labels: NDArray[np.int64], held_out: list[bytes], options: PlanOptions
+) -> tuple[dict[str, SlotSpec], tuple[Recipe, RouterRecipe]]:
+    """Recipes fitted to the data, and the tensor tables of their checkpoints."""
     from paris_swarm.expert.recipe import named_recipe
     from paris_swarm.expert.rows import Rows, select_rows
     from paris_swarm.expert.task import ExpertTask
-    from paris_swarm.expert.verify import assemblable_bar, load_probe, resumable_bar
+    from paris_swarm.expert.verify import load_probe
     from paris_swarm.router.recipe import named_router_recipe
-    from paris_swarm.router.task import RouterTask, load_router_probe, router_assemblable_bar, router_resumable_bar
+    from paris_swarm.router.task import RouterTask, load_router_probe
 
     manifest = data.manifest
     shape = {"channels": manifest["channels"], "resolution": data.resolution, "text_dim": manifest["text"]["dim"]}
@@ -228,27 +241,39 @@ def _specs_and_bars(
     recipe = recipe.with_train(seed=options.seed, **_given(steps=options.steps, batch=options.batch))
     router = named_router_recipe(options.router_recipe).with_data(**shape, clusters=options.clusters)
     router = router.with_train(seed=options.seed, **_given(steps=options.router_steps))
+    rows, rows_of_all = (Rows(data, select_rows(data, labels, cluster, held_out)) for cluster in (0, None))
+    expert_task = ExpertTask(recipe, rows, load_probe(probe_path, "0", options.seed))
+    union = load_router_probe(probe_path, options.clusters, options.seed)
+    router_task = RouterTask(router, rows_of_all, labels, union)
+    tables = {"expert": _spec(expert_task, recipe.to_dict()), "router": _spec(router_task, router.to_dict())}
+    return tables, (recipe, router)
 
-    probe_path = draft / files.PROBE_FILE
+
+def compute_bars(
+    data: PreparedData,
+    probe_path: Path,
+    labels: NDArray[np.int64],
+    held_out: list[bytes],
+    recipes: tuple[Recipe, RouterRecipe],
+    seed: int,
+) -> dict[str, Bars]:
+    """The two bars of every slot on the rows of a probe file; the scalar predictors are fitted on training rows."""
+    from paris_swarm.expert.rows import Rows, select_rows
+    from paris_swarm.expert.verify import assemblable_bar, load_probe, resumable_bar
+    from paris_swarm.router.task import load_router_probe, router_assemblable_bar, router_resumable_bar
+
+    recipe, router = recipes
+    clusters = router.model.clusters
     bars: dict[str, Bars] = {}
-    tables: dict[str, SlotSpec] = {}
-    for cluster in range(options.clusters):
-        slot = str(cluster)
-        probe = load_probe(probe_path, slot, options.seed)
+    for cluster in range(clusters):
+        probe = load_probe(probe_path, str(cluster), seed)
         rows = Rows(data, select_rows(data, labels, cluster, held_out))
-        bars[slot] = Bars(
-            resumable=resumable_bar(recipe, probe), assemblable=assemblable_bar(rows, probe, options.seed)
+        bars[str(cluster)] = Bars(
+            resumable=resumable_bar(recipe, probe), assemblable=assemblable_bar(rows, probe, seed)
         )
-        if cluster == 0:
-            tables["expert"] = _spec(ExpertTask(recipe, rows, probe), recipe.to_dict())
-    rows_of_all = select_rows(data, None, None, held_out)
-    router_probe = load_router_probe(probe_path, options.clusters, options.seed)
-    router_task = RouterTask(router, Rows(data, rows_of_all), labels, router_probe)
-    tables["router"] = _spec(router_task, router.to_dict())
-    bars["router"] = Bars(
-        resumable=router_resumable_bar(router, router_probe), assemblable=router_assemblable_bar(router_probe)
-    )
-    return tables, bars
+    union = load_router_probe(probe_path, clusters, seed)
+    bars["router"] = Bars(resumable=router_resumable_bar(router, union), assemblable=router_assemblable_bar(union))
+    return bars
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,38 @@ HomeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON on standard output.")]
+AllowOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--allow", help="File of peer ids, one a line: only these count on this node (adds to HOME/allow.txt)."
+    ),
+]
+BlockOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--block", help="File of peer ids, one a line: these are refused by this node (adds to HOME/block.txt)."
+    ),
+]
+UploadOption = Annotated[
+    str | None,
+    typer.Option("--upload-limit", metavar="RATE", help="Most to send to others, such as 10MB/s; shared fairly."),
+]
+StoreLimitOption = Annotated[
+    str | None,
+    typer.Option("--store-limit", metavar="SIZE", help="Take in nothing more from others beyond this, such as 20GB."),
+]
+DirectOption = Annotated[
+    bool,
+    typer.Option("--direct/--no-direct", help="Carry files over a TLS connection of their own where a peer allows it."),
+]
+DirectPortOption = Annotated[
+    int,
+    typer.Option("--direct-port", min=0, max=65535, help="TCP port for direct connections; 0: any."),
+]
+CompressOption = Annotated[
+    Literal["auto", "never", "always"],
+    typer.Option("--compress", help="Pack chunks before sending; auto: to peers slow enough for it to pay."),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
 

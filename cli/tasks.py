@@ -69,7 +69,7 @@ def build_task(plan_folder: PlanFolder, data: PreparedData, slot: str) -> Task:
     plan = plan_folder.opened.plan
     labels = nearest(data.features(), plan_folder.centroids())
     held_out = plan_folder.held_out()
-    seed = plan.verification.probe_seed
+    seed, times = plan.verification.probe_seed, plan_folder.probe_times
     recipe = plan.slot_spec(slot).recipe
     if slot == ROUTER:
         rows = select_rows(data, None, None, held_out)
@@ -77,10 +77,11 @@ def build_task(plan_folder: PlanFolder, data: PreparedData, slot: str) -> Task:
         lacking = [str(k) for k in range(plan.clusters) if k not in present]
         if lacking:
             raise ValueError(f"the router needs rows of every cluster; {data.folder} has none of {', '.join(lacking)}")
-        probe = load_router_probe(plan_folder.probe_path, plan.clusters, seed)
-        return RouterTask(RouterRecipe.from_dict(recipe), Rows(data, rows), labels, probe)
+        union = load_router_probe(plan_folder.probe_path, plan.clusters, seed, times)
+        return RouterTask(RouterRecipe.from_dict(recipe), Rows(data, rows), labels, union)
     rows = select_rows(data, labels, int(slot), held_out)
-    return ExpertTask(Recipe.from_dict(recipe), Rows(data, rows), load_probe(plan_folder.probe_path, slot, seed))
+    probe = load_probe(plan_folder.probe_path, slot, seed, times)
+    return ExpertTask(Recipe.from_dict(recipe), Rows(data, rows), probe)
 
 
 def target_steps(plan_folder: PlanFolder) -> dict[str, int]:

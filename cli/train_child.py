@@ -52,6 +52,9 @@ def main(job_path: str) -> int:
             checkpoint_every_s=job["checkpoint_every_s"],
             threads=job["threads"] or None,
             device=job["device"],
+            until=job["until"],
+            precision=job["precision"],
+            keep=job["keep"],
             stop=stop.is_set,
         )
     )
@@ -67,6 +70,7 @@ def main(job_path: str) -> int:
                 folder=str(report.folder),
                 files=files,
                 probe_loss=report.probe_loss,
+                facts=report.facts,
             )
         elif isinstance(report, ResumeReport):
             _say("resume", step=report.step, folder=str(report.folder))

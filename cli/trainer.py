@@ -25,7 +25,10 @@ LINE_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class TrainJobFile:
-    """What the child is told. Paths are absolute; ``threads`` 0 leaves torch's own default."""
+    """What the child is told. Paths are absolute; ``threads`` 0 leaves torch's own default.
+
+    ``until``, ``precision`` and ``keep`` (checkpoints on disk) are those of `expert.training.TrainJob`.
+    """
 
     plan_folder: str
     plan_id: str
@@ -37,6 +40,9 @@ class TrainJobFile:
     device: str
     threads: int
     checkpoint_every_s: float
+    until: int | None = None
+    precision: str = "auto"
+    keep: int = 2
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
@@ -104,7 +110,9 @@ def _event(report: dict[str, Any]) -> TrainerEvent | None:
     if report["event"] == "progress":
         return TrainProgress(report["step"], report["steps"], report["loss"], report["images_per_s"])
     if report["event"] == "checkpoint":
-        return TrainedCheckpoint(report["step"], Path(report["folder"]), tuple(report["files"]), report["probe_loss"])
+        return TrainedCheckpoint(
+            report["step"], Path(report["folder"]), tuple(report["files"]), report["probe_loss"], report["facts"]
+        )
     return None
 
 

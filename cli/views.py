@@ -49,7 +49,7 @@ def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str 
     Claims and their progress are what peers say; a checkpoint counts as verified only where it was downloaded.
     """
     table = Table(
-        title=f"{status.name}  {status.plan[:12]}",
+        title=Text(f"{status.name}  {status.plan[:12]}", style="table.title"),  # no markup is read in a plan's name
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -70,12 +70,28 @@ def dashboard(status: SwarmStatus, *, lanes: Sequence[LaneState] = (), own: str 
     for slot in status.slots:
         for row in _slot_rows(slot, own):
             table.add_row(*row)
-    lines: list[Any] = [table]
+    lines: list[Any] = [table, *_news(status)]
     for lane in lanes:
         where = f" {lane.slot}" if lane.slot is not None and lane.slot != lane.lane else ""
         note = f"  {lane.note}" if lane.note else ""
         lines.append(Text(f"this peer, {lane.lane}{where}: {lane.phase}{note}"))
     return Group(*lines)
+
+
+def _news(status: SwarmStatus) -> list[Text]:
+    """What outranks the table: the organiser's last notice, and who was proven to equivocate."""
+    lines: list[Text] = []
+    notice = status.notice
+    if notice is not None and (notice.state != "running" or notice.message or notice.revoked or notice.contradicted):
+        said = f": {notice.message}" if notice.message else ""
+        lines.append(Text(f"notice {notice.number}: the swarm is {notice.state}{said}"))
+        if notice.revoked:
+            lines.append(Text(f"revoked: {', '.join(short(peer) for peer in notice.revoked)}"))
+        if notice.contradicted:
+            lines.append(Text(f"the organiser signed two notices {notice.number}: both count where they are stricter"))
+    for outlaw in status.outlaws:
+        lines.append(Text(f"out: {short(outlaw.peer)} signed two {outlaw.kind}s {outlaw.seq} for slot {outlaw.slot}"))
+    return lines
 
 
 def _slot_rows(slot: SlotStatus, own: str) -> list[tuple[str, ...]]:

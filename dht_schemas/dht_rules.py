@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from paris_swarm.dht_schemas.admission import check_member
+from paris_swarm.dht_schemas.canonical import MAX_INT
 from paris_swarm.dht_schemas.envelope import payload_type, unseal
 from paris_swarm.dht_schemas.errors import (
     CheckpointTooLarge,
@@ -51,8 +52,8 @@ def checkpoint_key(plan_id: str, slot: str) -> str:
 
 
 def dht_id(key: str) -> bytes:
-    """The 20 bytes by which hivemind knows ``key``: SHA-1 of its msgpack encoding. SHA-1 only places a record here;
-    it protects nothing.
+    """The 20 bytes by which hivemind knows ``key``: SHA-1 of its msgpack encoding (R-DHT-6). SHA-1 only
+    places a record here; it protects nothing.
     """
     text = key.encode("utf-8")
     if len(text) < 32:
@@ -67,13 +68,21 @@ def dht_id(key: str) -> bytes:
 
 
 def check_store(
-    plans: Mapping[str, Plan], *, dht_id: bytes, subkey: str | None, value: object, expiration: float, now: float
+    plans: Mapping[str, Plan],
+    *,
+    dht_id: bytes,
+    subkey: str | None,
+    value: object,
+    expiration: float,
+    now: float,
+    check_signer: Callable[[str], None] = lambda _peer_id: None,
 ) -> Claim | Holding:
     """Decide whether a node may store ``value`` (the envelope's bytes) under ``dht_id`` and ``subkey`` until
     ``expiration``.
 
-    ``plans`` maps plan ids to the plans this node takes part in; ``now`` is in Unix seconds. Cheap checks come first.
-    Returns the record; raises a RecordError for everything else.
+    ``plans`` maps plan ids to the plans this node takes part in; ``now`` is in Unix seconds. ``check_signer`` raises
+    for a peer whose records are refused whatever they say: revoked, proven to equivocate, or blocked here (R-DHT-7).
+    Cheap checks come first. Returns the record; raises a RecordError for everything else.
     """
     if subkey is None:
         raise WrongKey("a plain value under a key that holds a dictionary", rule="R-DHT-2")
@@ -84,6 +93,7 @@ def check_store(
             f"a value of type {type(value).__name__} where an envelope's bytes belong", rule="R-DHT-1"
         )
     check_lease(expiration, now)
+    check_signer(subkey)
     sealed = unseal(value, (_CLAIM, _HOLDING), max_bytes=MAX_RECORD)
     if subkey != sealed.signer:
         raise WrongSigner(f"subkey {quoted(subkey)} holds a record signed by {sealed.signer}", rule="R-DHT-4")
@@ -99,7 +109,7 @@ def check_store(
     if isinstance(record, Claim):
         check_claim(plan, record.plan, record, now)
     else:
-        check_holding(plan, record.plan, record, now)
+        check_signer(check_holding(plan, record.plan, record, now).record.author)
     return record
 
 
@@ -112,8 +122,10 @@ def check_lease(until: float, now: float) -> None:
     """
     if isinstance(until, bool) or not isinstance(until, int | float):
         raise MalformedRecord(f"an expiration of type {type(until).__name__}", rule="R-DHT-1")
-    if not math.isfinite(until):
+    if isinstance(until, float) and not math.isfinite(until):
         raise LeaseTooLong(f"a lease until {until}")
+    if not -MAX_INT <= until <= MAX_INT:  # Python's integers have no end: one that no float holds fails when printed
+        raise LeaseTooLong("a lease that ends outside of all time")
     if until > now + MAX_LEASE_S + CLOCK_TOLERANCE_S:
         raise LeaseTooLong(f"a lease until {until - now:.0f} s from now, at most {MAX_LEASE_S} s are allowed")
     if until <= now:

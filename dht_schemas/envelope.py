@@ -19,7 +19,7 @@ from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.errors import MalformedRecord, RecordTooLarge, WrongKind, quoted
 from paris_swarm.dht_schemas.identity import SIGNING_DOMAIN, Identity, verify
 
-KINDS = ("plan", "claim", "checkpoint", "holding", "lock", "admission")
+KINDS = ("plan", "claim", "checkpoint", "holding", "lock", "admission", "notice", "delegation")
 
 
 def payload_type(kind: str) -> str:

@@ -4,6 +4,7 @@
     ├── RecordTooLarge      more bytes than the protocol allows
     ├── MalformedRecord     not the JSON, the shape or the values the protocol knows
     │   ├── BadManifest     a file manifest that breaks a rule
+    │   │   └── BrokenChain a checkpoint that cannot follow from the parent it names
     │   └── BadHeader       a safetensors header that is not the plan's table
     ├── WrongKind           signed, but as a record of another kind
     ├── BadSignature        the signature does not belong to the signer and these bytes
@@ -15,9 +16,12 @@
     ├── LeaseTooLong        the lease ends too far in the future, or never
     ├── LeaseMismatch       the DHT's expiration is not the signed end of the lease
     ├── NotAdmitted         the plan does not admit this key
+    ├── Revoked             the organiser has revoked this key
+    ├── Blocked             this node's own lists refuse this key
     ├── CheckpointTooLarge  more bytes than the plan allows for a checkpoint
     ├── Rollback            an older record than one already seen
     ├── Equivocation        two different records under one sequence number
+    ├── NotAProof           two records that were said to prove equivocation and do not
     ├── DigestMismatch      the bytes are not the ones that the digest names
     ├── NotFinite           weights, or a loss, that are not finite numbers
     └── ProbeFailed         the probe loss differs from the announced one, or misses the bar
@@ -73,6 +77,12 @@ class BadManifest(MalformedRecord):
     """The file manifest breaks a rule, so none of its files was fetched; use another holder or another checkpoint."""
 
     rule = "R-MAN-1"
+
+
+class BrokenChain(BadManifest):
+    """The checkpoint cannot follow from the parent it names, so its history is not to be believed; use another one."""
+
+    rule = "R-PROV-3"
 
 
 class BadHeader(MalformedRecord):
@@ -137,6 +147,18 @@ class NotAdmitted(RecordError):
     rule = "R-ADM-1"
 
 
+class Revoked(RecordError):
+    """The organiser has revoked this key, so nothing it signs counts in this swarm; ask the organiser why."""
+
+    rule = "R-NOT-5"
+
+
+class Blocked(RecordError):
+    """This node's own lists refuse this peer; see allow.txt and block.txt in its home, and --allow and --block."""
+
+    rule = "R-LIST-1"
+
+
 class WrongKey(RecordError):
     """The record was stored under a DHT key or subkey that is not its own, so it was refused."""
 
@@ -161,6 +183,12 @@ class Equivocation(RecordError):
     """
 
     rule = "R-SET-3"
+
+
+class NotAProof(RecordError):
+    """Two records were said to prove that their signer equivocated, and do not; whoever sent them was not believed."""
+
+    rule = "R-SET-6"
 
 
 class DigestMismatch(RecordError):

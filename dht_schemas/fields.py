@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from paris_swarm.dht_schemas.canonical import MAX_INT, parse_json
 from paris_swarm.dht_schemas.errors import MalformedRecord, described
@@ -24,9 +24,20 @@ MAX_CLUSTERS = 1024
 _SLOT = re.compile(r"0|[1-9][0-9]{0,3}|router")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+# R-REC-12: control and format characters, separators other than the space, private use and non-characters, written
+# out: a list taken from a Unicode version would differ from node to node. Blocks reserved for further format
+# characters are in it.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f\u2028-\u202f"
+    "\u205f-\u206f\u3000\ud800-\uf8ff\ufdd0-\ufdef\ufeff\ufff0-\ufffb\ufffe\uffff\U000110bd\U000110cd"
+    "\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
+    + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(1, 15))
+    + "]"
+)
+
 
 class Model(BaseModel):
-    """Base of every record."""
+    """Base of every record. Fields it does not know are kept, not refused (R-ENV-7)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -71,9 +82,18 @@ def _slot(value: str) -> str:
 
 def _printable(value: str) -> str:
     # A record's text reaches other people's terminals: no control characters, escape sequences or bidirectional tricks.
-    if not value.isprintable():
+    if not is_printable(value):
         raise ValueError("text must be printable")
     return value
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, list | tuple | dict) and len(value) > limit:
+            raise ValueError(f"{len(value)} items, at most {limit} are allowed")
+        return value
+
+    return BeforeValidator(check)
 
 
 PeerId = Annotated[str, AfterValidator(_peer_id)]
@@ -90,6 +110,25 @@ Token = Annotated[str, Field(max_length=2048)]
 def printable(limit: int) -> Any:
     """Validators for a text field of at most ``limit`` printable characters, for use inside ``Annotated``."""
     return (Field(max_length=limit), AfterValidator(_printable))
+
+
+def array(limit: int) -> Any:
+    """Validators for an array of at most ``limit`` items, for use inside ``Annotated``.
+
+    The number is looked at first, and the first wrong item ends the reading: a refusal that kept one error for every
+    item would cost hundreds of times the memory of the bytes it refuses.
+    """
+    return (Field(strict=False, fail_fast=True), _at_most(limit))
+
+
+def table(limit: int) -> Any:
+    """Validators for an object of at most ``limit`` keys, for use inside ``Annotated``."""
+    return (_at_most(limit),)
+
+
+def is_printable(text: str) -> bool:
+    """Whether ``text`` is free of what a terminal acts on or does not show; the same in every Unicode version."""
+    return _UNPRINTABLE.search(text) is None
 
 
 def is_peer_id(text: str) -> bool:

@@ -51,11 +51,11 @@ def check_safetensors_header(data: bytes, file_length: int, table: Sequence[Tens
         raise BadHeader("__metadata__ is not a table of texts", rule="R-HDR-2")
     wanted = {spec.name: spec for spec in table}
     if header.keys() != wanted.keys():
-        missing, extra = sorted(wanted.keys() - header.keys()), sorted(header.keys() - wanted.keys())
+        missing, extra = wanted.keys() - header.keys(), header.keys() - wanted.keys()
         what = (
-            f"tensor {quoted(missing[0])} is missing"
+            f"tensor {quoted(min(missing))} is missing"
             if missing
-            else f"tensor {quoted(extra[0])} is not in the plan's table"
+            else f"tensor {quoted(min(extra))} is not in the plan's table"
         )
         raise BadHeader(f"{what} ({len(missing)} missing, {len(extra)} extra)", rule="R-HDR-3")
     spans = sorted(_span(spec, header[name]) for name, spec in wanted.items())

@@ -26,6 +26,11 @@ _PEER_ID_PREFIX = bytes.fromhex(
 _PEER_ID_LENGTH = 52
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
+_FIELD = 2**255 - 19
+_ORDER_8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
+_LOW_ORDER_Y = frozenset({0, 1, _FIELD - 1, _ORDER_8, _FIELD - _ORDER_8})
+"""The y of the eight points whose order divides 8: as a public key each has signatures that anybody can make."""
+
 
 class Identity:
     """An Ed25519 key pair. Never printed: ``repr`` shows the peer id only."""
@@ -64,7 +69,7 @@ class Identity:
         return _PRIVATE_PREFIX + self._key.private_bytes_raw() + self._public
 
     def sign(self, data: bytes) -> bytes:
-        """The 64-byte signature of ``data``, which must begin with ``SIGNING_DOMAIN`` (else ValueError)."""
+        """The 64-byte signature of ``data``, which must begin with ``SIGNING_DOMAIN`` (R-ENV-6; else ValueError)."""
         if not data.startswith(SIGNING_DOMAIN):
             raise ValueError("this key signs DSSE envelopes only: use envelope.seal")
         return self._key.sign(data)
@@ -82,8 +87,8 @@ def peer_id_of(public_key: bytes) -> str:
 
 
 def public_key_bytes(peer_id: str) -> bytes:
-    """The 32-byte Ed25519 public key inside a peer id. Raises MalformedRecord (R-KEY-1) when ``peer_id`` is not one,
-    in its one spelling.
+    """The 32-byte Ed25519 public key inside a peer id. Raises MalformedRecord when ``peer_id`` is not one, in its one
+    spelling (R-KEY-1), or when its key is one for which anybody can sign (R-KEY-2).
     """
     if len(peer_id) == _PEER_ID_LENGTH:
         number = 0
@@ -97,7 +102,7 @@ def public_key_bytes(peer_id: str) -> bytes:
             if peer_id[0] == "1" and peer_id[1] != "1" and number < 1 << (8 * 37):
                 raw = b"\x00" + number.to_bytes(37, "big")
                 if raw.startswith(_PEER_ID_PREFIX):
-                    return raw[len(_PEER_ID_PREFIX) :]
+                    return _sound(raw[len(_PEER_ID_PREFIX) :], peer_id)
     raise MalformedRecord(f"{quoted(peer_id)} is not an Ed25519 peer id (12D3KooW...)", rule="R-KEY-1")
 
 
@@ -110,6 +115,13 @@ def verify(peer_id: str, data: bytes, signature: bytes) -> None:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except (InvalidSignature, ValueError) as error:  # ValueError: bytes that are no point of the curve
         raise BadSignature(f"not signed by {peer_id}") from error
+
+
+def _sound(public_key: bytes, peer_id: str) -> bytes:
+    y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)
+    if y >= _FIELD or y in _LOW_ORDER_Y:
+        raise MalformedRecord(f"{peer_id} is a key that belongs to nobody: anybody can sign for it", rule="R-KEY-2")
+    return public_key
 
 
 def _base58(data: bytes) -> str:

@@ -19,12 +19,15 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from paris_swarm.dht_schemas.canonical import MAX_INT, canonical_json
 from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex, chunk_count, chunk_digests
 from paris_swarm.dht_schemas.errors import BadManifest, DigestMismatch, RecordTooLarge, described, quoted
-from paris_swarm.dht_schemas.fields import ROUTER, Digest, Model, Slot, is_digest, read_model
+from paris_swarm.dht_schemas.fields import ROUTER, Digest, Model, Slot, array, is_digest, read_model
+from paris_swarm.dht_schemas.provenance import Provenance, read_provenance
 
 MAX_MANIFEST = 1024 * 1024
 """Bytes of a manifest."""
 MAX_FILES = 64
 """Files in a manifest."""
+MAX_CHUNKS = 16384
+"""Chunks in a file: more digests than fit a manifest or a plan."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
@@ -44,7 +47,7 @@ class FileEntry(Model):
 
     name: FileName
     length: Annotated[int, Field(ge=0, le=MAX_INT)]
-    chunks: Annotated[tuple[Digest, ...], Field(strict=False)]
+    chunks: Annotated[tuple[Digest, ...], *array(MAX_CHUNKS)]
 
     @model_validator(mode="after")
     def _exact_chunks(self) -> Self:
@@ -55,10 +58,11 @@ class FileEntry(Model):
 
 def check_unique_names(entries: Sequence[FileEntry]) -> None:
     """Raises ValueError when a name appears twice."""
-    names = [entry.name for entry in entries]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"file name {twice} appears twice")
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen:
+            raise ValueError(f"file name {entry.name} appears twice")
+        seen.add(entry.name)
 
 
 class Manifest(Model):
@@ -67,9 +71,11 @@ class Manifest(Model):
     v: Literal[1] = 1
     kind: Literal["expert", "router"]
     slot: Slot
-    files: Annotated[tuple[FileEntry, ...], Field(strict=False, min_length=1, max_length=MAX_FILES)]
+    files: Annotated[tuple[FileEntry, ...], Field(min_length=1), *array(MAX_FILES)]
     meta: dict[str, Any]
-    """``step`` (int), ``parent`` (manifest root or None) and any further fields."""
+    """``step`` (int), ``parent`` (manifest root or None), ``provenance`` where the author gives it, and any further
+    fields.
+    """
 
     @property
     def step(self) -> int:
@@ -81,6 +87,11 @@ class Manifest(Model):
         """Manifest root of the checkpoint this one continued from."""
         parent = self.meta["parent"]
         return None if parent is None else str(parent)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What the checkpoint was trained on, where it says so. Raises BadManifest (R-PROV-1, R-PROV-2)."""
+        return read_provenance(self.slot, self.step, self.parent, self.meta)
 
     @property
     def total_bytes(self) -> int:
@@ -127,6 +138,10 @@ def build_manifest(
         )
     except ValidationError as problem:
         raise ValueError(described(problem.errors(include_url=False))) from None
+    try:
+        _ = manifest.provenance
+    except BadManifest as problem:
+        raise ValueError(problem.detail) from None
     data = canonical_json(manifest.model_dump())
     if len(data) > MAX_MANIFEST:
         raise ValueError(f"the manifest would have {len(data)} bytes, at most {MAX_MANIFEST} are allowed")
@@ -140,7 +155,7 @@ def file_entry(path: str | os.PathLike[str]) -> FileEntry:
     path = Path(path)
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is a link or not a plain file")
+        raise ValueError(f"{path} is a link or not a plain file")  # R-MAN-8
     return FileEntry(name=path.name, length=status.st_size, chunks=chunk_digests(path, CHUNK))
 
 
@@ -157,6 +172,7 @@ def open_manifest(data: bytes, root: str, *, cap_bytes: int) -> Manifest:
     manifest = read_model(Manifest, data, error=BadManifest, rule="R-MAN-1")
     if canonical_json(manifest.model_dump()) != data:
         raise BadManifest("not in canonical form", rule="R-MAN-4")
+    _ = manifest.provenance  # R-PROV-1, R-PROV-2
     if manifest.total_bytes > cap_bytes:
         raise BadManifest(
             f"the files have {manifest.total_bytes} bytes, at most {cap_bytes} are allowed", rule="R-MAN-5"

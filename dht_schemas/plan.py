@@ -24,9 +24,11 @@ from paris_swarm.dht_schemas.fields import (
     PeerId,
     Seconds,
     Slot,
+    array,
     is_peer_id,
     printable,
     read_model,
+    table,
 )
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import FileEntry, FileName, check_unique_names
@@ -37,6 +39,8 @@ MAX_PLAN = 1024 * 1024
 PLAN_FILE = "plan.json"
 MAX_PLAN_FILES = 2048
 """Files of a plan folder beside plan.json."""
+MAX_TENSORS = 65536
+"""Tensors of a weights file."""
 MAX_FREE_FORM = 64 * 1024
 """Bytes of canonical JSON in a free-form field (``data``, ``recipe``)."""
 
@@ -68,7 +72,7 @@ class TensorSpec(Model):
 
     name: Annotated[str, Field(min_length=1), *printable(256)]
     dtype: Literal["F32", "F16", "BF16", "I64", "U8"]
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(strict=False, max_length=8)]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], *array(8)]
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -98,15 +102,16 @@ class SlotSpec(Model):
     files: Annotated[
         dict[
             Annotated[FileName, AfterValidator(_weights_name)],
-            Annotated[tuple[TensorSpec, ...], Field(strict=False, max_length=65536)],
+            Annotated[tuple[TensorSpec, ...], *array(MAX_TENSORS)],
         ],
-        Field(min_length=1, max_length=32),
+        Field(min_length=1),
+        *table(32),
     ]
 
     @model_validator(mode="after")
     def _unique_tensors(self) -> Self:
-        for name, table in self.files.items():
-            if len({spec.name for spec in table}) != len(table):
+        for name, tensors in self.files.items():
+            if len({spec.name for spec in tensors}) != len(tensors):
                 raise ValueError(f"{name} names a tensor twice")
         return self
 
@@ -143,7 +148,7 @@ class Verification(Model):
     probe_seed: Count
     tolerance: Annotated[Finite, Field(gt=0, le=1)] = 0.01
     """Share by which the recomputed probe loss may differ from the announced one."""
-    bars: dict[Slot, Bars]
+    bars: Annotated[dict[Slot, Bars], *table(MAX_CLUSTERS + 1)]
     """One pair for every slot."""
 
 
@@ -165,7 +170,7 @@ class Plan(Model):
     router_slot: Annotated[str, AfterValidator(_router_slot)] = "open"
     """"open", or the peer id of the only key that may train the router."""
     verification: Verification
-    files: Annotated[tuple[FileEntry, ...], Field(strict=False, max_length=MAX_PLAN_FILES)] = ()
+    files: Annotated[tuple[FileEntry, ...], *array(MAX_PLAN_FILES)] = ()
     """Everything else in the plan folder."""
 
     @property

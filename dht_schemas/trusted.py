@@ -9,20 +9,27 @@ Sequence rules (SPEC.md, R-SET): per signer, kind and slot a record below the hi
 same sequence with another payload is an equivocation, kept as proof, and that signer is out. The same bytes may be
 fed again at any time. An announcement is a timeless fact that any holder may keep alive, so an older one of the same
 author is no rollback; its holder's own sequence is what orders holdings.
+
+What outranks single records is fed as well: the organiser's notices (R-NOT) and other peers' proofs of equivocation.
+Whoever a notice revokes, a proof convicts or this node's own lists refuse is dropped at once and refused from then on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from paris_swarm.dht_schemas.admission import PeerLists
 from paris_swarm.dht_schemas.dht_rules import check_claim, check_holding
+from paris_swarm.dht_schemas.envelope import payload_type, unseal
 from paris_swarm.dht_schemas.errors import (
     BadManifest,
     Equivocation,
+    NotAProof,
     NotFinite,
     ProbeFailed,
+    Revoked,
     Rollback,
     WrongPlan,
     WrongSlot,
@@ -30,8 +37,18 @@ from paris_swarm.dht_schemas.errors import (
 )
 from paris_swarm.dht_schemas.header import check_safetensors_header
 from paris_swarm.dht_schemas.manifest import Manifest, open_manifest
+from paris_swarm.dht_schemas.notice import Notice, Standing, kept_notices, open_notice, standing_of
 from paris_swarm.dht_schemas.plan import OpenedPlan, Plan
-from paris_swarm.dht_schemas.records import Announcement, Claim, Holding, Opened, SignedRecord
+from paris_swarm.dht_schemas.records import (
+    CLOCK_TOLERANCE_S,
+    MAX_LEASE_S,
+    MAX_RECORD,
+    Announcement,
+    Claim,
+    Holding,
+    Opened,
+    SignedRecord,
+)
 
 Author = tuple[str, str, str]
 """(signer, kind, slot): within it, sequences grow."""
@@ -52,6 +69,13 @@ class EquivocationProof:
     second: bytes
 
 
+MAX_SEEN = 4096
+"""Sequences remembered for each kind and slot, beyond those of records that are live (R-SET-5)."""
+MAX_OUTLAWS = 1024
+"""Signers proven to equivocate that are remembered (R-SET-7)."""
+_REMEMBERED_S = MAX_LEASE_S + CLOCK_TOLERANCE_S
+
+
 class TrustedSwarm:
     """What is known of one swarm, all of it verified.
 
@@ -65,8 +89,10 @@ class TrustedSwarm:
         highest: Mapping[Author, tuple[int, str]] | None = None,
         *,
         outlaws: Iterable[str] = (),
+        lists: PeerLists | None = None,
     ) -> None:
         self.opened_plan = opened_plan
+        self.lists = lists or PeerLists()
         self.highest: dict[Author, tuple[int, str]] = dict(highest or {})
         self.claims: dict[str, dict[str, Claim]] = {slot: {} for slot in self.plan.slots}
         """slot -> peer -> newest claim, released ones included."""
@@ -74,7 +100,15 @@ class TrustedSwarm:
         """slot -> holder -> newest holding and the announcement it carries."""
         self.proofs: list[EquivocationProof] = []
         self.outlaws: set[str] = set(outlaws)
+        self.notices: tuple[Opened[Notice], ...] = ()
+        """The organiser's notices that count: none, one, or two that contradict one another."""
+        self.standing = Standing()
+        """What those notices say together."""
         self._envelopes: dict[Author, bytes] = {}
+        self.notable: set[str] = set()
+        """Outlaws of whom something was ever accepted or offered here: not keys made up to fill the list (R-SET-7)."""
+        self._accepted: dict[Author, float] = {}
+        """When a sequence was last accepted; empty for those that were handed in."""
 
     @property
     def plan(self) -> Plan:
@@ -90,8 +124,8 @@ class TrustedSwarm:
         """Accept a claim, or raise a RecordError. ``now`` in Unix seconds."""
         opened = Claim.open(data)
         check_claim(self.plan, self.plan_id, opened.record, now)
-        self._check_signer(opened.record.peer)
-        self._advance(opened, ordered=True)
+        self._check_speaker(opened.record.peer)
+        self._advance(opened, now, ordered=True)
         self.claims[opened.record.slot][opened.record.peer] = opened.record
         return opened.record
 
@@ -99,19 +133,16 @@ class TrustedSwarm:
         """Accept a holding and the announcement it carries, or raise a RecordError. ``now`` in Unix seconds."""
         opened = Holding.open(data)
         inner = check_holding(self.plan, self.plan_id, opened.record, now)
-        self._check_signer(opened.record.holder)
-        self._check_signer(inner.record.author)
-        self._advance(inner, ordered=False)
-        self._advance(opened, ordered=True)
+        self._check_speaker(opened.record.holder)
+        self._check_speaker(inner.record.author)
+        self._advance(inner, now, ordered=False)
+        self._advance(opened, now, ordered=True)
         self.holdings[opened.record.slot][opened.record.holder] = (opened.record, inner.record)
         return opened.record, inner.record
 
     def feed_manifest(self, announcement: Announcement, data: bytes) -> Manifest:
         """Accept the manifest that ``announcement`` names, or raise a RecordError."""
-        if announcement.plan != self.plan_id:
-            raise WrongPlan(f"an announcement of plan {announcement.plan}, not {self.plan_id}")
-        if not self.plan.has_slot(announcement.slot):
-            raise WrongSlot(f"the plan has no slot {announcement.slot}")
+        self._check_announced(announcement)
         manifest = open_manifest(data, announcement.root, cap_bytes=self.plan.policy.checkpoint_cap_bytes)
         for what, said, found in (
             ("slot", announcement.slot, manifest.slot),
@@ -148,6 +179,7 @@ class TrustedSwarm:
         """
         if bar not in ("assemblable", "resumable"):
             raise ValueError(f"the bars are assemblable and resumable, not {bar!r}")
+        self._check_announced(announcement)
         if not math.isfinite(measured):
             raise NotFinite(f"the probe loss of slot {announcement.slot} is {measured}", rule="R-VAL-1")
         share = self.plan.verification.tolerance
@@ -161,22 +193,124 @@ class TrustedSwarm:
         if measured >= limit:
             raise ProbeFailed(f"measured {measured:.6g}, the {bar} bar is {limit:.6g}", rule="R-VAL-3")
 
+    def feed_notice(self, data: bytes) -> Notice:
+        """Accept a notice of the organiser that is not older than the newest known, or raise a RecordError.
+
+        Whoever it revokes is dropped; whoever it no longer lists may speak again.
+        """
+        opened = open_notice(self.plan, self.plan_id, data)
+        if opened.record.number < self.standing.number:
+            raise Rollback(f"notice {opened.record.number} after {self.standing.number}", rule="R-NOT-3")
+        self.notices = kept_notices((*self.notices, opened))
+        self.standing = standing_of(self.notices)
+        self._drop(self.standing.revoked)
+        return opened.record
+
+    def feed_proof(self, first: bytes, second: bytes) -> EquivocationProof | None:
+        """Accept another peer's proof of equivocation, or raise a RecordError; None when its signer is out already.
+
+        Nothing of whoever brought it is trusted: the two envelopes prove it, or do not (R-SET-6).
+        """
+        proof = check_proof(self.plan, self.plan_id, first, second)
+        if proof.signer in self.outlaws:
+            return None
+        self._convict(proof)
+        return proof
+
+    def feed_own_proof(self, first: bytes | None, second: bytes) -> EquivocationProof | None:
+        """As ``feed_proof``, for what this node wrote down itself: where only a digest of the first record had been
+        kept, its own word is enough for itself. Such a proof convinces nobody else and is not passed on.
+        """
+        if first is not None:
+            told = self.feed_proof(first, second)
+            if told is not None:
+                self.notable.add(told.signer)
+            return told
+        opened = _open_any(second)
+        record = opened.record
+        if record.plan != self.plan_id:
+            raise WrongPlan(f"a proof about plan {record.plan}, not {self.plan_id}")
+        if record.signer in self.outlaws:
+            return None
+        proof = EquivocationProof(record.signer, record.KIND, record.slot, record.seq, None, second)
+        self._convict(proof)
+        self.notable.add(proof.signer)
+        return proof
+
+    def check_signer(self, signer: str) -> None:
+        """Whether this peer's records may count at all. Raises Equivocation, Revoked, Blocked."""
+        if signer in self.outlaws:
+            raise Equivocation(
+                f"{signer} was proven to have signed two different records under one sequence", rule="R-SET-4"
+            )
+        if signer in self.standing.revoked:
+            said = f": {self.standing.message}" if self.standing.message else ""
+            raise Revoked(f"{signer} is revoked by notice {self.standing.number}{said}")
+        self.lists.check(signer)
+
+    def _check_speaker(self, signer: str) -> None:
+        """``check_signer`` for the signer of a record that verified, token and all. An outlaw's is noted: its proof is
+        then worth passing on. Nothing less would do, or strangers and made-up keys could fill the list (R-SET-7).
+        """
+        if signer in self.outlaws:
+            self.notable.add(signer)
+        self.check_signer(signer)
+
+    def notable_proofs(self) -> list[EquivocationProof]:
+        """Proofs worth passing on: whole, and against signers that this node has met (R-SET-7)."""
+        return [proof for proof in self.proofs if proof.first is not None and proof.signer in self.notable]
+
     def expire(self, now: float) -> None:
-        """Forget claims and holdings whose lease has ended; the sequences seen are kept."""
+        """Forget claims and holdings whose lease has ended, and the sequences that no replay can use any more.
+
+        A record's lease ends at most 905 s after it was accepted, and so does that of every older one of its honest
+        signer: after that, the lease refuses what the sequence would have (R-SET-5).
+        """
         for claims in self.claims.values():
             for peer in [peer for peer, claim in claims.items() if claim.until <= now]:
                 del claims[peer]
         for holdings in self.holdings.values():
             for holder in [holder for holder, (holding, _) in holdings.items() if holding.until <= now]:
                 del holdings[holder]
+        live = self._live_authors()
+        for author in [author for author in self.highest if author not in live]:
+            if author[1] != Announcement.KIND and self._accepted.setdefault(author, now) + _REMEMBERED_S < now:
+                self._forget(author)
+        self._cap_sequences(live)
 
-    def _check_signer(self, signer: str) -> None:
-        if signer in self.outlaws:
-            raise Equivocation(
-                f"{signer} was proven to have signed two different records under one sequence", rule="R-SET-4"
-            )
+    def _live_authors(self) -> set[Author]:
+        """Whose sequence protects a record that counts now."""
+        live = {(peer, Claim.KIND, slot) for slot, claims in self.claims.items() for peer in claims}
+        for slot, holdings in self.holdings.items():
+            for holder, (_holding, announcement) in holdings.items():
+                live |= {(holder, Holding.KIND, slot), (announcement.author, Announcement.KIND, slot)}
+        return live
 
-    def _advance(self, opened: Opened[Claim] | Opened[Holding] | Opened[Announcement], *, ordered: bool) -> None:
+    def _cap_sequences(self, live: set[Author]) -> None:
+        """Of each kind and slot keep those of live records and the MAX_SEEN accepted last."""
+        idle: dict[tuple[str, str], list[Author]] = {}
+        for author in self.highest:
+            if author not in live:
+                idle.setdefault(author[1:], []).append(author)
+        for authors in idle.values():
+            if len(authors) > MAX_SEEN:
+                authors.sort(key=lambda author: self._accepted.get(author, 0.0), reverse=True)
+                for author in authors[MAX_SEEN:]:
+                    self._forget(author)
+
+    def _forget(self, author: Author) -> None:
+        for remembered in (self.highest, self._envelopes, self._accepted):
+            remembered.pop(author, None)
+
+    def _check_announced(self, announcement: Announcement) -> None:
+        if announcement.plan != self.plan_id:
+            raise WrongPlan(f"an announcement of plan {announcement.plan}, not {self.plan_id}")
+        if not self.plan.has_slot(announcement.slot):
+            raise WrongSlot(f"the plan has no slot {announcement.slot}")
+
+    def _advance(
+        self, opened: Opened[Claim] | Opened[Holding] | Opened[Announcement], now: float, *, ordered: bool
+    ) -> None:
         """Apply the sequence rules and remember the highest; ``ordered``: whether an older record is a rollback."""
         record: SignedRecord = opened.record
         sealed = opened.sealed
@@ -185,10 +319,12 @@ class TrustedSwarm:
         if seen is None or record.seq > seen[0]:
             self.highest[author] = (record.seq, sealed.digest)
             self._envelopes[author] = sealed.envelope
-        elif record.seq == seen[0]:
+            self._accepted[author] = now
+        elif record.seq == seen[0]:  # R-SET-1: the same payload may come again
             if sealed.digest != seen[1]:
                 self._outlaw(EquivocationProof(*author, record.seq, self._envelopes.get(author), sealed.envelope))
             self._envelopes[author] = sealed.envelope
+            self._accepted[author] = now
         elif ordered:
             raise Rollback(f"{record.KIND} {record.seq} of {sealed.signer} for slot {record.slot} after {seen[0]}")
         else:
@@ -206,11 +342,56 @@ class TrustedSwarm:
 
     def _outlaw(self, proof: EquivocationProof) -> None:
         """Keep the proof, drop everything of its signer, and refuse."""
+        self._convict(proof)
+        raise Equivocation(f"two different {proof.kind} records {proof.seq} of {proof.signer} for slot {proof.slot}")
+
+    def _convict(self, proof: EquivocationProof) -> None:
+        if len(self.proofs) >= MAX_OUTLAWS:
+            # Keys cost nothing: proofs against signers nobody here ever heard of make room first (R-SET-7).
+            spare = next((kept for kept in self.proofs if kept.signer not in self.notable), self.proofs[0])
+            self.proofs.remove(spare)
+            self.outlaws.discard(spare.signer)
+            self.notable.discard(spare.signer)
         self.proofs.append(proof)
         self.outlaws.add(proof.signer)
+        if any(author[0] == proof.signer for author in self.highest):
+            self.notable.add(proof.signer)
+        self._drop({proof.signer})
+
+    def _drop(self, signers: Collection[str]) -> None:
+        """Everything these signed, also what others hold of it."""
         for claims in self.claims.values():
-            claims.pop(proof.signer, None)
+            for peer in claims.keys() & signers:
+                del claims[peer]
         for holdings in self.holdings.values():
-            for holder in [holder for holder, (_, held) in holdings.items() if proof.signer in (holder, held.author)]:
+            gone = [holder for holder, (_, held) in holdings.items() if holder in signers or held.author in signers]
+            for holder in gone:
                 del holdings[holder]
-        raise Equivocation(f"two different {proof.kind} records {proof.seq} of {proof.signer} for slot {proof.slot}")
+
+
+def check_proof(plan: Plan, plan_id: str, first: bytes, second: bytes) -> EquivocationProof:
+    """Whether two envelopes prove that their signer equivocated in this plan (R-SET-6).
+
+    The proof is timeless: leases that have ended, and tokens, make no difference. Raises NotAProof, or the error of the
+    envelope that is not right.
+    """
+    one, other = (_open_any(data) for data in (first, second))
+    record, again = one.record, other.record
+    if plan_id not in (record.plan, again.plan) or record.plan != again.plan:
+        raise WrongPlan(f"a proof about plans {record.plan} and {again.plan}, not {plan_id}")
+    if not plan.has_slot(record.slot):
+        raise WrongSlot(f"the plan has no slot {record.slot}")
+    same = (record.signer, record.KIND, record.slot, record.seq)
+    if same != (again.signer, again.KIND, again.slot, again.seq) or one.sealed.digest == other.sealed.digest:
+        raise NotAProof(f"two records of {record.signer} and {again.signer} that do not contradict one another")
+    return EquivocationProof(*same, first, second)
+
+
+_KINDS: dict[str, type[Claim] | type[Announcement] | type[Holding]] = {
+    payload_type(kind.KIND): kind for kind in (Claim, Announcement, Holding)
+}
+
+
+def _open_any(data: bytes) -> Opened[Claim] | Opened[Announcement] | Opened[Holding]:
+    sealed = unseal(data, tuple(_KINDS), max_bytes=MAX_RECORD)
+    return _KINDS[sealed.payload_type].of_sealed(sealed)

@@ -43,6 +43,8 @@ class TimeEmbed(nn.Module):
         """[B] in 0..1 -> [B, D]."""
         assert isinstance(self.rates, Tensor)
         angle = (t.float() * TIME_SCALE)[:, None] * self.rates.float()[None]  # [B, 128]
+        if self.mlp[0].weight.dtype == torch.float64:  # an audit's reference: these angles, without the waves' rounding
+            angle = angle.double()
         waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # [B, 256]
         out: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))  # [B, D]
         return out

@@ -1,7 +1,8 @@
 """The rows of one cluster as batches that are a pure function of (seed, step).
 
 No loader state exists, so a run that was killed continues with the very rows it would have seen: the data position IS
-the step.
+the step. Rows are taken in the order of their digests, so a batch depends on the set of rows alone, not on how shards
+happen to be sorted: whoever has the same rows can train the same steps again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paris_swarm.dht_schemas.provenance import RowsUsed
 from paris_swarm.expert.flow import to_pixels
 
 PRELOAD_BYTES = 1 << 29
@@ -55,7 +58,7 @@ class Batch:
 def select_rows(
     data: RowSource, labels: NDArray[np.integer[Any]] | None, cluster: int | None, held_out: Iterable[bytes] = ()
 ) -> NDArray[np.int64]:
-    """Row numbers of one cluster (all rows when `cluster` is None) without the held-out ones.
+    """Row numbers of one cluster (all rows when `cluster` is None) without the held-out ones, sorted by row digest.
 
     labels [N], the cluster of each row; held_out: 16-byte row digests that must never be trained on (the plan's probe
     rows; a digest covers pixels and caption, so copies of a probe row are left out as well).
@@ -69,17 +72,18 @@ def select_rows(
         raise ValueError(f"one label a row is needed: {data.count} rows, {0 if labels is None else len(labels)} labels")
     else:
         chosen = np.flatnonzero(np.asarray(labels) == cluster).astype(np.int64)
+    digests = np.asarray(data.digests)
     refused = set(held_out)
     if any(len(digest) != 16 for digest in refused):
         raise ValueError("a held-out row digest must have 16 bytes")
     if refused:
-        digests = np.asarray(data.digests)
         kept = [row for row in chosen.tolist() if digests[row].tobytes() not in refused]
         chosen = np.asarray(kept, dtype=np.int64)
     if not len(chosen):
         which = "the data" if cluster is None else f"cluster {cluster}"
         raise ValueError(f"no training rows are left in {which} once the held-out rows are taken out")
-    return chosen
+    high, low = np.ascontiguousarray(digests[chosen]).view(">u8").T
+    return chosen[np.lexsort((low, high))]
 
 
 def mask_of(lengths: Tensor, tokens: int) -> Tensor:
@@ -122,6 +126,18 @@ class Rows:
         """The null caption: states float32 [1, L, D] and mask bool [1, L], uncut."""
         length = torch.tensor([self._null_length])
         return self._null_states[None], mask_of(length, self._null_states.shape[0])
+
+    def used(self, labels: NDArray[np.integer[Any]] | None = None) -> RowsUsed:
+        """Which rows these are, whatever their order: BLAKE3 over their sorted digests (SPEC.md, section 9).
+
+        labels [len(self)]: each row's cluster, where it is part of what is learned.
+        """
+        digests = np.ascontiguousarray(np.asarray(self._data.digests)[self.rows])
+        if labels is not None:
+            marks = np.asarray(labels, dtype="<u4").reshape(-1, 1).view(np.uint8)
+            digests = np.concatenate([digests, marks], axis=1)
+        whole = b"".join(sorted(row.tobytes() for row in digests))
+        return RowsUsed(digest=blake3(whole).hexdigest(), count=len(self.rows))
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
         """The batch of these positions [B], on the CPU, states cut to its own longest caption."""

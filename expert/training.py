@@ -14,8 +14,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from paris_swarm.expert.checkpoint import (
     tensor_table,
 )
 from paris_swarm.expert.optim import Optimiser
+from paris_swarm.expert.provenance import PRECISIONS, training_facts
 from paris_swarm.expert.task import Task
 
 KEPT_LOSSES = 200
@@ -56,13 +58,17 @@ class StepReport:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """A whole checkpoint lies in `folder`. `probe_loss` is that of its EMA weights; `parent` the root it grew from."""
+    """A whole checkpoint lies in `folder`. `probe_loss` is that of its EMA weights; `parent` the root it grew from.
+
+    facts: what the manifest will say of its training (`provenance.training_facts`); empty for a reference run.
+    """
 
     step: int
     steps: int
     folder: Path
     probe_loss: float
     parent: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,16 +108,19 @@ class TrainingDiverged(RuntimeError):
 class TrainJob:
     """One run.
 
-    resume: a checkpoint folder to start from when the work folder has none of its own (a successor's download);
-    `parent` is then that checkpoint's root. checkpoint_every_s and checkpoint_every_steps: whichever comes first, None
-    for never; the last step always writes one. threads: torch threads of this process, None leaves them. precision:
-    "auto" is bf16 where the hardware multiplies it natively, else fp32. clock: seconds, monotonic.
+    resume: a checkpoint folder to start from unless the work folder has one at least as far (a successor's download);
+    `parent` is then that checkpoint's root. until: the step to end at, None for the end of the schedule.
+    checkpoint_every_s and checkpoint_every_steps: whichever comes first, None for never; the last step always has one.
+    keep: checkpoints left on disk. threads: torch threads of this process, None leaves them. precision:
+    "auto" is bf16 where the hardware multiplies it natively, else fp32; "fp64" keeps weights and optimiser in float64,
+    an audit's reference (audit.py). clock: seconds, monotonic.
     """
 
     task: Task
     work_dir: Path
     resume: Path | None = None
     parent: str | None = None
+    until: int | None = None
     checkpoint_every_s: float | None = None
     checkpoint_every_steps: int | None = None
     keep: int = 2
@@ -145,7 +154,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto", "fp32" or "bf16" as the dtype of matrix products. bf16 is emulated, slowly, on CPUs without it.
+    """ "auto", "fp32", "bf16" or "fp64" as a dtype. bf16 (of matrix products only) is emulated, slowly, on most CPUs.
 
     Raises:
         ValueError: not one of these.
@@ -155,9 +164,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
         native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         return torch.bfloat16 if native else torch.float32
-    if name not in ("fp32", "bf16"):
-        raise ValueError(f"no precision is called {name!r}; choose auto, fp32 or bf16")
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+    if name not in known:
+        raise ValueError(f"no precision is called {name!r}; choose auto, fp32, bf16 or fp64")
+    return known[name]
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -172,14 +182,21 @@ def step_seed(seed: int, step: int) -> int:
 
 
 class TrainState:
-    """Everything a checkpoint holds: weights, their average, the optimiser, the step."""
+    """Everything a checkpoint holds: weights, their average, the optimiser, the step.
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    wide: all of it in float64. Batches and noise stay the float32 numbers they always are and are widened on their way
+    into the model, so a wide run takes the same steps with less rounding.
+    """
+
+    def __init__(self, task: Task, device: torch.device, *, wide: bool = False) -> None:
         self.task = task
         self.device = device
         self.config = task.recipe.train
         self.model = task.build_model().to(device)
         self.ema = task.build_model().to(device).requires_grad_(False)
+        if wide:
+            for model in (self.model, self.ema):
+                model.to(torch.float64).register_forward_pre_hook(_widen)
         self.optimiser = Optimiser(self.model, self.config)
         self.step = 0
         self._weights = list(self.model.parameters())
@@ -190,7 +207,7 @@ class TrainState:
         batch = self.task.batch(self.step).to(self.device)
         generator = torch.Generator(self.device).manual_seed(step_seed(self.config.seed, self.step))
         mixed: AbstractContextManager[object] = nullcontext()
-        if precision is not torch.float32:
+        if precision is torch.bfloat16:
             mixed = torch.autocast(self.device.type, dtype=precision)
         with mixed:
             loss = self.task.loss(self.model, batch, generator)
@@ -222,6 +239,10 @@ class TrainState:
         return state
 
 
+def _widen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(part.double() if part.dtype == torch.float32 else part for part in inputs)
+
+
 def checkpoint_tables(task: Task) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
     """For the plan: file name -> (tensor name, dtype, shape) of every safetensors file of the task's checkpoints."""
     state = TrainState(task, torch.device("cpu"))
@@ -251,13 +272,16 @@ def train(job: TrainJob) -> Iterator[Report]:
         torch.set_num_threads(job.threads)
     device = pick_device(job.device)
     precision = pick_precision(job.precision, device)
-    state = TrainState(job.task, device)
+    state = TrainState(job.task, device, wide=precision is torch.float64)
     steps = state.config.steps
+    end = steps if job.until is None else min(steps, job.until)
     losses: list[float] = []
     parent = job.parent
 
     own, torn = newest_whole(job.work_dir)
     yield from (TornReport(item.folder, item.reason) for item in torn)
+    if own is not None and job.resume is not None and read_state(own).step < read_state(job.resume).step:
+        own = None  # a successor that once trained this slot: what it fetched is further than what it left
     start = own or job.resume
     if start is not None:
         loaded = state.load(start)
@@ -269,13 +293,14 @@ def train(job: TrainJob) -> Iterator[Report]:
     saved_step = state.step if own is not None else -1
     reported_step, pending = state.step, torch.zeros((), device=device)
     stopped = False
-    while state.step < steps:
+    facts = training_facts(job.task, device, precision) if precision in PRECISIONS else {}
+    while state.step < end:
         stopped = job.stop()
         if stopped:
             break
         pending = pending + state.take_step(precision)
         now = job.clock()
-        final = state.step == steps
+        final = state.step == end
         if final or now - last_report >= job.report_every_s:
             mean = float(pending) / (state.step - reported_step)
             if not math.isfinite(mean):
@@ -287,10 +312,10 @@ def train(job: TrainJob) -> Iterator[Report]:
         due = job.checkpoint_every_s is not None and now - last_save >= job.checkpoint_every_s
         due = due or (job.checkpoint_every_steps is not None and state.step % job.checkpoint_every_steps == 0)
         if due and not final:
-            yield _save(job, state, losses, parent)
+            yield _save(job, state, losses, parent, facts)
             last_save, saved_step = job.clock(), state.step
     if saved_step != state.step:
-        report = _save(job, state, losses, parent)
+        report = _save(job, state, losses, parent, facts)
         yield report
         folder = report.folder
     else:
@@ -298,7 +323,9 @@ def train(job: TrainJob) -> Iterator[Report]:
     yield DoneReport(state.step, steps, folder, stopped)
 
 
-def _save(job: TrainJob, state: TrainState, losses: list[float], parent: str | None) -> CheckpointReport:
+def _save(
+    job: TrainJob, state: TrainState, losses: list[float], parent: str | None, facts: dict[str, Any]
+) -> CheckpointReport:
     probe_loss = job.task.probe(state.ema)
     if not math.isfinite(probe_loss):
         raise TrainingDiverged(f"the probe loss is {probe_loss} at step {state.step}")
@@ -319,7 +346,7 @@ def _save(job: TrainJob, state: TrainState, losses: list[float], parent: str | N
         optimizer=state.optimiser.state(),
     )
     prune(job.work_dir, job.keep)
-    return CheckpointReport(state.step, state.config.steps, folder, probe_loss, parent)
+    return CheckpointReport(state.step, state.config.steps, folder, probe_loss, parent, facts)
 
 
 __all__ = [

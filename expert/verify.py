@@ -1,13 +1,14 @@
 """Is a peer's checkpoint what it claims: finite numbers, and a probe loss anyone can recompute.
 
 A probe set is one safetensors file of the plan: for every slot `pixels.<slot>` uint8 [n, H, W, 3], `states.<slot>`
-float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D], `null_length` int16 [1]. Times and
-noise come from the plan's probe seed alone, so two machines agree to rounding.
+float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D], `null_length` int16 [1]. The plan pins
+the file's digest, the times and the seed of the noise, so two machines agree to rounding (measured in
+docs/results/bars-2026-11.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,19 @@ from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.expert.checkpoint import load_weights
-from paris_swarm.expert.flow import flow_loss, interpolate, scalar_predictor_loss, to_pixels
+from paris_swarm.expert.flow import interpolate, scalar_predictor_loss, to_pixels, velocity_target
 from paris_swarm.expert.model import Expert, seeded
 from paris_swarm.expert.recipe import Recipe
 from paris_swarm.expert.rows import Rows, mask_of
 
 PROBE_TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98)
-"""Every probe row is judged at each of these times."""
+"""Every probe row is judged at each of these times, unless the plan pins others."""
+MAX_TIMES = 64
+BATCH = 64
+"""Probe rows that go through a network at once: it bounds the memory and changes no figure."""
+BAR_MARGIN = 0.001
+"""A bar lies this share below the loss that it stands for: rounding on another machine must not lift untrained weights,
+or the scalar predictor, over their own bar."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -37,7 +44,7 @@ PROBE_TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98)
 class Probe:
     """Held-out rows of one slot: x0 float32 [n, C, H, W], states float32 [n, L, D], mask bool [n, L], the noise's seed.
 
-    `null` is the null caption, states float32 [1, L, D] and mask bool [1, L].
+    `null` is the null caption, states float32 [1, L, D] and mask bool [1, L]; `times` are where the rows are judged.
     """
 
     x0: Tensor
@@ -45,17 +52,44 @@ class Probe:
     mask: Tensor
     null: tuple[Tensor, Tensor]
     seed: int
+    times: tuple[float, ...] = PROBE_TIMES
+
+    def __len__(self) -> int:
+        return len(self.x0)
 
     def noise(self, index: int) -> Tensor:
-        """Standard normal noise for the time `PROBE_TIMES[index]`, float32, shape of x0."""
+        """Standard normal noise for `times[index]`, float32, shape of x0: of all rows at once, so that how they are cut
+        into batches changes nothing. No global generator is read or moved.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000 + index)
-        return torch.randn(self.x0.shape, generator=generator)
+        return torch.randn(self.x0.shape, generator=generator, dtype=torch.float32)
+
+    def noised(self, batch: int = BATCH) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Every row at every time: (rows, x_t [b, C, H, W], t [b], noise [b, C, H, W]), at most `batch` rows each."""
+        for index, time in enumerate(self.times):
+            noise = self.noise(index)
+            for start in range(0, len(self), batch):
+                rows = slice(start, min(start + batch, len(self)))
+                t = torch.full((rows.stop - rows.start,), time, dtype=torch.float32)
+                yield rows, interpolate(self.x0[rows], noise[rows], t), t, noise[rows]
 
 
-def probe_from_rows(rows: Rows, seed: int) -> Probe:
+def check_times(times: Sequence[float]) -> tuple[float, ...]:
+    """Times at which rows may be judged: 1 to MAX_TIMES numbers between 0 and 1.
+
+    Raises:
+        ValueError: they are not that.
+    """
+    sound = all(isinstance(t, int | float) and not isinstance(t, bool) and 0 <= t <= 1 for t in times)
+    if not 1 <= len(times) <= MAX_TIMES or not sound:
+        raise ValueError(f"probe times are 1 to {MAX_TIMES} numbers between 0 and 1, got {list(times)[:8]}")
+    return tuple(float(t) for t in times)
+
+
+def probe_from_rows(rows: Rows, seed: int, times: Sequence[float] = PROBE_TIMES) -> Probe:
     """A probe made of all of `rows`, as `write_probe_set` and `load_probe` would give it."""
     batch = rows.batch(np.arange(len(rows), dtype=np.int64))
-    return Probe(batch.x0, batch.states, batch.mask, rows.null, seed)
+    return Probe(batch.x0, batch.states, batch.mask, rows.null, seed, check_times(times))
 
 
 def probe_set_bytes(
@@ -83,11 +117,11 @@ def write_probe_set(
     atomic_write(path, probe_set_bytes(slots, null_states, null_length))
 
 
-def load_probe(path: Path, slot: str, seed: int) -> Probe:
+def load_probe(path: Path, slot: str, seed: int, times: Sequence[float] = PROBE_TIMES) -> Probe:
     """The probe rows of `slot` from a probe file.
 
     Raises:
-        ValueError: the file is no probe set, or has no rows for this slot.
+        ValueError: the file is no probe set, or has no rows for this slot, or `times` are none.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -102,9 +136,18 @@ def load_probe(path: Path, slot: str, seed: int) -> Probe:
             null_length = file.get_tensor("null_length")
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable probe set ({error}); fetch the plan's files again") from error
+    sound = (
+        (pixels.dtype, states.dtype, null_states.dtype) == (torch.uint8, torch.float16, torch.float16)
+        and (pixels.ndim, states.ndim, lengths.ndim, null_states.ndim, null_length.numel()) == (4, 3, 1, 2, 1)
+        and len(pixels) == len(states) == len(lengths) > 0
+        and states.shape[1:] == null_states.shape
+        and bool(torch.isfinite(states).all() and torch.isfinite(null_states).all())
+    )
+    if not sound:
+        raise ValueError(f"{path} is no probe set: the tensors of slot {slot} do not fit together")
     tokens = states.shape[1]
-    null = (null_states.float()[None], mask_of(null_length, tokens))
-    return Probe(to_pixels(pixels), states.float(), mask_of(lengths, tokens), null, seed)
+    null = (null_states.float()[None], mask_of(null_length.reshape(1), tokens))
+    return Probe(to_pixels(pixels), states.float(), mask_of(lengths, tokens), null, seed, check_times(times))
 
 
 def probe_slots(path: Path) -> list[str]:
@@ -135,21 +178,22 @@ def all_finite(path: Path) -> bool:
 
 
 @torch.no_grad()
-def expert_probe_loss(model: nn.Module, probe: Probe) -> float:
-    """Mean squared velocity error of `model` over the probe rows and `PROBE_TIMES`, in float32."""
+def expert_probe_loss(model: nn.Module, probe: Probe, batch: int = BATCH) -> float:
+    """Mean squared velocity error of `model` over the probe rows and their times; float32, summed in float64.
+
+    `batch` (rows at once), threads and the state of any global generator change rounding at most.
+    """
     training = model.training
     model.eval()
-    first = next(model.parameters())
+    device = next(model.parameters()).device
+    states, mask = probe.states.to(device), probe.mask.to(device)
     total = 0.0
-    states, mask = probe.states.to(first.device), probe.mask.to(first.device)
-    for index, time in enumerate(PROBE_TIMES):
-        noise = probe.noise(index)
-        t = torch.full((probe.x0.shape[0],), time)
-        x = interpolate(probe.x0, noise, t).to(first.device)
-        said = model(x, t.to(first.device), states, mask)
-        total += float(flow_loss(said.cpu(), probe.x0, noise))
+    with torch.autocast(device.type, enabled=False):
+        for rows, x, t, noise in probe.noised(batch):
+            said = model(x.to(device), t.to(device), states[rows], mask[rows]).float().cpu()
+            total += float((said - velocity_target(probe.x0[rows], noise)).double().square().sum())
     model.train(training)
-    return total / len(PROBE_TIMES)
+    return total / (probe.x0.numel() * len(probe.times))
 
 
 def probe_loss_of_file(recipe: Recipe, weights: Path, probe: Probe) -> float:
@@ -169,19 +213,26 @@ def probe_loss_of_file(recipe: Recipe, weights: Path, probe: Probe) -> float:
 
 
 def resumable_bar(recipe: Recipe, probe: Probe) -> float:
-    """Probe loss of the untrained weights of the recipe: a successor may continue from anything better."""
-    return expert_probe_loss(seeded(Expert, recipe.model, recipe.train.seed), probe)
+    """What a successor may continue from is better than this: the untrained weights of the recipe, less BAR_MARGIN."""
+    return (1 - BAR_MARGIN) * expert_probe_loss(seeded(Expert, recipe.model, recipe.train.seed), probe)
 
 
 def assemblable_bar(rows: Rows, probe: Probe, seed: int, limit: int = 512) -> float:
-    """Probe loss of the best scalar predictor, fitted on at most `limit` training rows."""
-    chosen = np.arange(min(len(rows), limit), dtype=np.int64)
-    train = rows.batch(chosen).x0
+    """What may be assembled is better than this: the best scalar predictor, fitted on at most `limit` training rows,
+    less BAR_MARGIN.
+    """
+    return scalar_bar(rows.batch(np.arange(min(len(rows), limit), dtype=np.int64)).x0, probe, seed)
+
+
+def scalar_bar(train: Tensor, probe: Probe, seed: int) -> float:
+    """Probe loss of v = a_t x_t + b_t m, a_t, b_t and the mean picture m fitted on rows train float32 [M, C, H, W] that
+    must not be among the probe's, less BAR_MARGIN.
+    """
     train_noise = torch.stack(
         [
             torch.randn(train.shape, generator=torch.Generator().manual_seed(seed * 1_000 + 500 + index))
-            for index in range(len(PROBE_TIMES))
+            for index in range(len(probe.times))
         ]
     )
-    probe_noise = torch.stack([probe.noise(index) for index in range(len(PROBE_TIMES))])
-    return scalar_predictor_loss(train, probe.x0, train_noise, probe_noise, PROBE_TIMES)
+    probe_noise = torch.stack([probe.noise(index) for index in range(len(probe.times))])
+    return (1 - BAR_MARGIN) * scalar_predictor_loss(train, probe.x0, train_noise, probe_noise, probe.times)

@@ -7,9 +7,23 @@ from collections.abc import Mapping, Sequence
 
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.plan import OpenedPlan
-from paris_swarm.router.lock import LockedSlot
+from paris_swarm.router.lock import Deciding, LockedSlot
 
 _USE = """\
+With diffusers (0.42.1 was tried), torch and transformers, and nothing else. It runs `pipeline.py` and
+`ddm_components.py` of this folder, which is why it asks for trust: verify first.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(".", trust_remote_code=True)
+drawn = pipe("...", strategy="top-1", num_inference_steps=50, seed=0)
+drawn.images[0].save("picture.png")  # says in its text chunks where it comes from
+```
+
+With paris-swarm, which runs its own code instead of the folder's and needs no such trust
+(`paris_swarm.router.diffusers_folder.load_pipeline(".")` gives the same pipeline):
+
 ```sh
 paris-swarm verify .                                   # offline; names every file that is not as it was signed
 paris-swarm sample . --prompt "..." -n 4 -o grid.png   # loads nothing that does not verify
@@ -21,7 +35,18 @@ The training data were split into {k} clusters. Each expert learned the flow of 
 training. The router says which expert's velocity counts for a sample at a step
 (Decentralized Diffusion Models, arXiv 2501.05450; Paris, arXiv 2510.03434).
 
-Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest, renormalised), `full` (all)."""
+Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest, renormalised), `full` (all),
+`threshold-TAU`, `adaptive` (as many as the router is in doubt about), `sample` and `nucleus-P` (one, drawn)."""
+
+LICENCES = {
+    "CC0": "cc0-1.0",
+    "CC0-1.0": "cc0-1.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC BY 4.0": "cc-by-4.0",
+    "MIT": "mit",
+    "Apache-2.0": "apache-2.0",
+}
+"""How model hubs write a licence."""
 
 
 def model_card(
@@ -31,12 +56,14 @@ def model_card(
     *,
     assembler: str,
     figures: Mapping[str, str],
+    deciding: Deciding | None = None,
 ) -> str:
     """README.md as text. Values that come from other people are quoted, so none of them can add markup."""
     front = {
-        "library_name": "paris-swarm",
+        "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "diffusion", "flow-matching", "multi-expert", "decentralized"],
+        "tags": ["text-to-image", "diffusion", "flow-matching", "multi-expert", "decentralized", "paris-swarm"],
+        **_licence(plan.plan.data.get("licences")),
     }
     sections = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
@@ -46,11 +73,14 @@ def model_card(
         "## Use\n\n" + _USE,
         "## Who trained what\n\n" + _slot_table(plan, slots),
     ]
+    if deciding is not None:
+        sections.append("## Who else could have\n\n" + _rivals(deciding))
     if missing:
         named = ", ".join("the router" if slot == ROUTER else f"expert {slot}" for slot in missing)
         sections.append(
-            f"**Missing: {named}.** Sampling is refused unless missing experts are allowed; pictures then say how much "
-            "of the router's weight went elsewhere."
+            f"**Missing: {named}.** `paris-swarm sample` refuses unless missing experts are allowed; diffusers draws with "
+            "what is here, and never without the router. Pictures then say what is missing, and how much of the "
+            "router's weight went elsewhere."
         )
     sections += [
         "## Method\n\n" + _METHOD.format(k=plan.plan.clusters),
@@ -74,6 +104,16 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def _licence(named: object) -> dict[str, str]:
+    """What the front matter says about the licence: of the data, for nobody asked the peers for another."""
+    licences = [str(each) for each in named] if isinstance(named, list | tuple) else []
+    if len(licences) == 1 and licences[0] in LICENCES:
+        return {"license": LICENCES[licences[0]]}
+    if licences:
+        return {"license": "other", "license_name": _plain(", ".join(licences))}
+    return {}
+
+
 def _slot_table(plan: OpenedPlan, slots: Sequence[LockedSlot]) -> str:
     rows = ["| slot | peer | steps | probe loss | bar | checkpoint |", "|---|---|---|---|---|---|"]
     for slot in slots:
@@ -83,6 +123,20 @@ def _slot_table(plan: OpenedPlan, slots: Sequence[LockedSlot]) -> str:
             f"| {slot.slot} | `{slot.author}` | {slot.step} | {slot.probe_loss:.4f} | {bar} | `{slot.root[:16]}` |"
         )
     return "\n".join(rows)
+
+
+def _rivals(deciding: Deciding) -> str:
+    rows = "the sealed half of the plan's probe set" if deciding.rows == "sealed" else "rows of the assembler's own"
+    lines = [
+        f"Of the verified checkpoints of a slot, the one with the lowest loss on {rows} was taken "
+        f"(digest `{deciding.digest[:16]}`):",
+        "",
+        "| slot | peer | checkpoint | loss on these rows |",
+        "|---|---|---|---|",
+    ]
+    for slot, rivals in deciding.measured.items():
+        lines += [f"| {slot} | `{rival.author}` | `{rival.root[:16]}` | {rival.loss:.4f} |" for rival in rivals]
+    return "\n".join(lines)
 
 
 def _data(plan: OpenedPlan) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from paris_swarm.expert.flow import from_pixels
 from paris_swarm.expert.rows import mask_of
-from paris_swarm.router.ensemble import Decision, Ensemble, experts_kept
-from paris_swarm.router.samplers import euler, picture_noise, times
+from paris_swarm.router.ensemble import Decision, Ensemble
+from paris_swarm.router.samplers import Sampler, named_sampler, picture_draws, picture_noise, times
+from paris_swarm.router.strategies import Strategy
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,24 @@ def draw(
     shape: tuple[int, int, int],
     n: int = 1,
     strategy: str = "top-1",
+    sampler: str | Sampler = "euler",
     steps: int = 50,
     guidance: float = 2.5,
     seed: int = 0,
     batch: int = 32,
+    labels: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
     on_step: Callable[[DrawStep], None] | None = None,
+    decode: Callable[[Tensor], Tensor] = from_pixels,
 ) -> Pictures:
     """`n` pictures for each of P prompts; picture i (prompt i // n) starts from noise that depends on (seed, i) only.
 
-    states [P, L, D] and lengths [P]: the prompts' token states; shape: (C, H, W) of a picture. The result does not
-    depend on `batch` beyond float rounding.
+    states [P, L, D] and lengths [P]: the prompts' token states; shape: (C, H, W) of a picture; labels [P]: the true
+    cluster of each prompt, for the strategy "oracle"; decode: what was sampled [b, C, H, W] -> `Pictures.images`. The
+    result does not depend on `batch` beyond float rounding.
 
     Raises:
-        ValueError: no prompts, shapes that do not agree, n, batch or steps below 1, or no such strategy.
+        ValueError: no prompts, shapes that do not agree, n, batch or steps below 1, no such strategy or sampler.
     """
     caption_states = torch.as_tensor(np.array(states) if isinstance(states, np.ndarray) else states)
     caption_lengths = torch.as_tensor(np.array(lengths)).to(torch.int64)
@@ -75,7 +80,10 @@ def draw(
     if n < 1 or batch < 1:
         raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
     times(steps)
-    experts_kept(strategy, ensemble.clusters)
+    solve = named_sampler(sampler) if isinstance(sampler, str) else sampler
+    needs_draws = Strategy.parse(strategy, ensemble.clusters).draws
+    if labels is not None and len(labels) != len(caption_states):
+        raise ValueError(f"one label a prompt is needed: {len(labels)} labels, {len(caption_states)} prompts")
     # Cut once for all pictures, never batch by batch: then the sums over tokens are the same whatever the batch.
     tokens = max(int(caption_lengths.max()), ensemble.null.length)
     caption_states = caption_states[:, :tokens].float()  # [P, tokens, D]
@@ -90,21 +98,40 @@ def draw(
             prompts = torch.tensor([index // n for index in indices])
             b_states = caption_states.index_select(0, prompts).to(device)  # [b, tokens, D]
             b_mask = caption_mask.index_select(0, prompts).to(device)  # [b, tokens]
+            own_draws = picture_draws(seed, indices, steps).to(device) if needs_draws else None  # [b, steps]
+            own_labels = None if labels is None else torch.tensor([labels[int(p)] for p in prompts], device=device)
             decisions: list[Decision] = []
+            asked: list[Decision] = []
 
             def velocity(
-                x: Tensor, t: Tensor, s: Tensor = b_states, m: Tensor = b_mask, kept: list[Decision] = decisions
+                x: Tensor,
+                t: Tensor,
+                s: Tensor = b_states,
+                m: Tensor = b_mask,
+                u: Tensor | None = own_draws,
+                true: Tensor | None = own_labels,
+                asked: list[Decision] = asked,
+                done: list[Decision] = decisions,
             ) -> Tensor:
-                kept.append(ensemble.route(x, t, s, m, strategy=strategy))
-                return ensemble.velocity(x, t, s, m, kept[-1], guidance=guidance)  # [b, C, H, W]
+                row = None if u is None else u[:, len(done)]  # one number a step, whatever the sampler asks in it
+                asked.append(ensemble.route(x, t, s, m, strategy=strategy, draws=row, labels=true))
+                return ensemble.velocity(x, t, s, m, asked[-1], guidance=guidance)  # [b, C, H, W]
 
-            def report(step: int, of: int, number: int = number) -> None:
+            def report(
+                step: int,
+                of: int,
+                number: int = number,
+                asked: list[Decision] = asked,
+                done: list[Decision] = decisions,
+            ) -> None:
+                done.append(asked[0])  # the decision at the step's own t
+                asked.clear()
                 if on_step is not None:
                     on_step(DrawStep(number, len(starts), step, of))
 
-            x = euler(velocity, picture_noise(seed, indices, shape).to(device), steps, report)  # [b, C, H, W]
+            x = solve(velocity, picture_noise(seed, indices, shape).to(device), steps, report)  # [b, C, H, W]
             weights = torch.stack([decision.weights for decision in decisions], dim=1)  # [b, steps, K]
             redirected = torch.stack([decision.redirected for decision in decisions], dim=1).mean(dim=1)  # [b]
-            parts.append((from_pixels(x).cpu(), weights.float().cpu(), redirected.float().cpu()))
+            parts.append((decode(x).cpu(), weights.float().cpu(), redirected.float().cpu()))
     images, all_weights, all_redirected = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return Pictures(images, all_weights, all_redirected)

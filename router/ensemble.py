@@ -7,12 +7,14 @@ through it in one batch and share the decision.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from paris_swarm.router.resident import Resident
+from paris_swarm.router.strategies import Strategy
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x [B, ...], t [B], states [B, L, D], mask [B, L]) -> an expert's velocity [B, ...] or a router's logits [B, K]."""
@@ -65,40 +67,29 @@ class Decision:
         return torch.nonzero((self.weights > 0).any(dim=0)).flatten().tolist()
 
 
-def experts_kept(strategy: str, clusters: int) -> int:
-    """How many experts a sample keeps under "top-1", "top-2", ... "top-K", "full" (all K).
+def decide(
+    logits: Tensor,
+    strategy: Strategy,
+    available: Tensor,
+    *,
+    draws: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Decision:
+    """The weights that `strategy` gives the available experts of each sample.
 
-    Raises:
-        ValueError: no such strategy, or more experts than there are.
-    """
-    if strategy == "full":
-        return clusters
-    match = re.fullmatch(r"top-([1-9][0-9]{0,3})", strategy)
-    if match is None:
-        raise ValueError(f'the strategy must be "top-1", "top-2", ... or "full", got {strategy!r}')
-    kept = int(match[1])
-    if kept > clusters:
-        raise ValueError(f"the strategy {strategy} needs {kept} experts, the plan has {clusters}")
-    return kept
-
-
-def decide(logits: Tensor, kept: int, available: Tensor) -> Decision:
-    """The `kept` likeliest available experts of each sample, renormalised.
-
-    logits [B, K]; available [K] bool, at least one True.
+    logits [B, K]; available [K] bool, at least one True; draws [B] and labels [B] where the strategy needs them.
     """
     redirected = logits.softmax(dim=1)[:, ~available].sum(dim=1)  # [B]
     # Masked before the softmax, so that a row whose weight lies on missing experts alone still has a well-defined rest.
     posterior = logits.masked_fill(~available, -torch.inf).softmax(dim=1)  # [B, K]
-    largest, chosen = posterior.topk(min(kept, int(available.sum())), dim=1)  # [B, k]
-    weights = torch.zeros_like(posterior).scatter(1, chosen, largest)  # [B, K]
-    return Decision(weights / weights.sum(dim=1, keepdim=True), redirected)
+    return Decision(strategy.weights(posterior, draws=draws, labels=labels), redirected)
 
 
 class Ensemble:
     """K experts and their router as one velocity.
 
-    experts: for each expert that is here, a function that loads it; called once, when a sample first needs it.
+    experts: for each expert that is here, a function that loads it; called when a sample first needs it.
+    memory_budget: bytes of experts kept in memory, None for all; the least recently used go first.
     router: its network; None is right for a single cluster only.
     allow_missing: False refuses to be built without all experts; True spreads their weight over the others and reports
     it in `Decision.redirected`.
@@ -116,6 +107,7 @@ class Ensemble:
         null: NullText,
         *,
         allow_missing: bool = False,
+        memory_budget: int | None = None,
     ) -> None:
         if any(not 0 <= k < clusters for k in experts):
             raise ValueError(f"experts are numbered 0 to {clusters - 1}, got {sorted(experts)}")
@@ -126,30 +118,40 @@ class Ensemble:
         self.clusters = clusters
         self.missing = tuple(k for k in range(clusters) if k not in experts)
         self.null = null
-        self._loaders = dict(experts)
-        self._loaded: dict[int, Network] = {}
+        self.resident: Resident[Network] = Resident(experts, memory_budget)
         self._router = router
 
     def expert(self, k: int) -> Network:
-        """Expert k, loaded on first use."""
-        if k not in self._loaded:
-            self._loaded[k] = self._loaders[k]()
-        return self._loaded[k]
+        """Expert k, loaded if it is not in memory."""
+        return self.resident.get(k)
 
-    def route(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, *, strategy: str = "top-1") -> Decision:
+    def route(
+        self,
+        x: Tensor,
+        t: Tensor,
+        states: Tensor,
+        mask: Tensor,
+        *,
+        strategy: str = "top-1",
+        draws: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Decision:
         """The decision for samples x [B, ...] at times t [B] under captions states [B, L, D], mask [B, L].
 
+        draws [B], uniform in 0..1, for strategies that sample; labels int64 [B], the true clusters, for "oracle".
+
         Raises:
-            ValueError: no such strategy.
+            ValueError: no such strategy, or it lacks the draws or labels it needs.
         """
-        kept = experts_kept(strategy, self.clusters)
+        chosen = Strategy.parse(strategy, self.clusters)
         if self._router is None:
             logits = torch.zeros(x.shape[0], 1, device=x.device)  # [B, 1]
         else:
             logits = self._router(x, t, states, mask)  # [B, K]
         available = torch.ones(self.clusters, dtype=torch.bool, device=logits.device)  # [K]
         available[list(self.missing)] = False
-        return decide(logits if logits.dtype == torch.float64 else logits.float(), kept, available)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return decide(logits, chosen, available, draws=draws, labels=labels)
 
     def velocity(
         self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, decision: Decision, *, guidance: float = 1.0
@@ -160,7 +162,7 @@ class Ensemble:
         velocity alone and 0 the unconditional one alone; other values cost both.
         """
         out = torch.zeros_like(x)  # [B, ...]
-        for k in decision.in_use():
+        for k in self.resident.in_order(decision.in_use()):
             rows = torch.nonzero(decision.weights[:, k]).flatten()  # [b]
             own_x, own_t, own_states, own_mask = (part.index_select(0, rows) for part in (x, t, states, mask))
             v = self._guided(k, own_x, own_t, own_states, own_mask, guidance)  # [b, ...]

@@ -25,6 +25,7 @@ from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.expert.recipe import Recipe
 from paris_swarm.expert.task import build_expert
 from paris_swarm.router.card import model_card
+from paris_swarm.router.diffusers_folder import TextEncoderFiles, diffusers_files
 from paris_swarm.router.draw import DrawStep, Pictures, draw
 from paris_swarm.router.ensemble import Ensemble, NullText
 from paris_swarm.router.folder_errors import RecordRefused
@@ -41,7 +42,7 @@ from paris_swarm.router.layout import (
     slot_config,
     weights_path,
 )
-from paris_swarm.router.lock import LOCK_FILE, Lock, LockedFile, LockedSlot, seal_lock
+from paris_swarm.router.lock import LOCK_FILE, Deciding, Lock, LockedFile, LockedSlot, seal_lock
 from paris_swarm.router.recipe import RouterRecipe
 from paris_swarm.router.task import build_router
 from paris_swarm.router.verify import VerifiedFolder, verify_folder
@@ -75,13 +76,17 @@ def write_folder(
     created: int,
     plan_files: Sequence[str] | None = None,
     figures: Mapping[str, str] | None = None,
+    deciding: Deciding | None = None,
     replace: bool = False,
+    text_encoder: TextEncoderFiles | None = None,
 ) -> VerifiedFolder:
     """Writes, verifies and puts in place an assembled folder signed by `identity`.
 
     plan_files: which files of `plan_folder` go with it, all of the plan's when None (the null caption's always does);
-    figures: what the model card should say about quality, name -> value; created: Unix seconds; replace: whether an
-    assembled folder that is already there gives way (one that is not assembled never does).
+    figures: what the model card should say about quality, name -> value; deciding: the rows that decided between
+    several checkpoints of a slot, where not the announced losses did; created: Unix seconds; replace: whether an
+    assembled folder that is already there gives way (one that is not assembled never does); text_encoder: what goes
+    into it so that diffusers can take prompts (`diffusers_folder`).
 
     Raises:
         ValueError: the target holds something, a slot comes twice, or a plan file is not the plan's.
@@ -123,8 +128,11 @@ def write_folder(
             writer.copy(weights_path(said.slot), source.weights)
             if plan.plan.has_slot(said.slot):
                 writer.data(config_path(said.slot), slot_config(plan, locked[said.slot]))
+        known = [slot for slot in filled if plan.plan.has_slot(slot.slot)]
+        for path, content in diffusers_files(plan, known, plan_folder / PROBE_FILE, text_encoder):
+            writer.put(path, content)
         writer.data(CONFIG_FILE, folder_config(plan, filled, missing))
-        card = model_card(plan, filled, missing, assembler=identity.peer_id, figures=figures or {})
+        card = model_card(plan, filled, missing, assembler=identity.peer_id, figures=figures or {}, deciding=deciding)
         writer.data(CARD_FILE, card.encode("utf-8"))
         lock = Lock(
             plan=plan.plan_id,
@@ -134,6 +142,7 @@ def write_folder(
             files=tuple(sorted(writer.files, key=lambda file: file.path)),
             slots=tuple(filled),
             missing=missing,
+            deciding=deciding,
         )
         writer.data(LOCK_FILE, seal_lock(identity, lock))
         writer.sync_folders()
@@ -185,6 +194,12 @@ class _Writer:
             stream.write(data)
         self._done(path)
 
+    def put(self, path: str, content: bytes | Path) -> None:
+        if isinstance(content, Path):
+            self.copy(path, content)
+        else:
+            self.data(path, content)
+
     def copy(self, path: str, source: Path) -> None:
         # Copied, never linked: whoever edits the folder must not edit the content store with it.
         place = self._place(path)
@@ -230,12 +245,13 @@ def open_folder(
     plan_id: str | None = None,
     device: str | torch.device = "cpu",
     allow_missing: bool = False,
+    memory_budget: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Assembled:
     """Verifies an assembled folder, then makes it ready to sample. No expert is loaded before a picture needs it.
 
     allow_missing: whether to sample although experts are missing (never without the router, where there are several
-    clusters). on_progress as in `verify_folder`.
+    clusters). memory_budget: bytes of expert weights kept in memory, None for all. on_progress as in `verify_folder`.
 
     Raises:
         FolderError: the folder does not verify, or its plan's recipe cannot be read by this version.
@@ -243,14 +259,24 @@ def open_folder(
         OSError: a file could not be read.
     """
     return Assembled(
-        verify_folder(folder, plan_id=plan_id, on_progress=on_progress), device=device, allow_missing=allow_missing
+        verify_folder(folder, plan_id=plan_id, on_progress=on_progress),
+        device=device,
+        allow_missing=allow_missing,
+        memory_budget=memory_budget,
     )
 
 
 class Assembled:
     """A verified folder as a model. Weights are compared with the lock again in the moment they are loaded."""
 
-    def __init__(self, verified: VerifiedFolder, *, device: str | torch.device, allow_missing: bool) -> None:
+    def __init__(
+        self,
+        verified: VerifiedFolder,
+        *,
+        device: str | torch.device,
+        allow_missing: bool,
+        memory_budget: int | None = None,
+    ) -> None:
         self.verified = verified
         self.device = torch.device(device)
         plan = verified.plan.plan
@@ -262,7 +288,14 @@ class Assembled:
         here = [slot.slot for slot in verified.lock.slots]
         experts = {int(slot): self._expert_loader(slot) for slot in here if slot != ROUTER}
         router = self._load(ROUTER, lambda: build_router(router_recipe)) if ROUTER in here else None
-        self.ensemble = Ensemble(plan.clusters, experts, router, self._null_text(), allow_missing=allow_missing)
+        self.ensemble = Ensemble(
+            plan.clusters,
+            experts,
+            router,
+            self._null_text(),
+            allow_missing=allow_missing,
+            memory_budget=memory_budget,
+        )
 
     @property
     def plan_id(self) -> str:
@@ -292,10 +325,12 @@ class Assembled:
         *,
         n: int = 1,
         strategy: str = "top-1",
+        sampler: str = "euler",
         steps: int = 50,
         guidance: float = 2.5,
         seed: int = 0,
         batch: int = 32,
+        labels: Sequence[int] | None = None,
         on_step: Callable[[DrawStep], None] | None = None,
     ) -> Pictures:
         """`n` pictures for each prompt, encoded as states float16 [P, L, D] and lengths [P] by the plan's text encoder.
@@ -304,7 +339,7 @@ class Assembled:
         depends on (seed, i) and its prompt only.
 
         Raises:
-            ValueError: the prompts' shape, n, batch, steps or strategy.
+            ValueError: the prompts' shape, n, batch, steps, strategy, sampler or labels.
             FolderError: weights were changed since the folder was verified, or are not those of the recipe.
         """
         width = int(np.asarray(states.shape)[-1])
@@ -320,10 +355,12 @@ class Assembled:
             shape=self.shape,
             n=n,
             strategy=strategy,
+            sampler=sampler,
             steps=steps,
             guidance=guidance,
             seed=seed,
             batch=batch,
+            labels=labels,
             device=self.device,
             on_step=on_step,
         )

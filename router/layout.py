@@ -9,6 +9,10 @@
     experts/expert_K/diffusion_pytorch_model.safetensors   the checkpoint's ema.safetensors, byte for byte
     router/config.json, router/diffusion_pytorch_model.safetensors
     config.json, README.md, lock.json
+    and what makes it a diffusers model (diffusers_folder.py), in folders that were assembled with it:
+    model_index.json, pipeline.py, scheduler/scheduler_config.json
+    experts/{config.json, ddm_components.py, null_caption.safetensors}, router/ddm_components.py
+    text_encoder/{config.json, model.safetensors}, tokenizer/{tokenizer.json, tokenizer_config.json}
 
 The weights keep the bytes that the manifest commits to; only their name is the one that model hubs look for.
 """
@@ -16,7 +20,7 @@ The weights keep the bytes that the manifest commits to; only their name is the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from paris_swarm.dht_schemas.fields import ROUTER
@@ -30,6 +34,17 @@ EMA_FILE = "ema.safetensors"
 """The checkpoint's file whose weights are sampled."""
 PROBE_FILE = "probe.safetensors"
 """The plan's file that holds the null caption (`null_states`, `null_length`)."""
+MODEL_INDEX = "model_index.json"
+PIPELINE_FILE = "pipeline.py"
+COMPONENTS_FILE = "ddm_components.py"
+EXPERTS_CONFIG = "experts/config.json"
+NULL_CAPTION = "experts/null_caption.safetensors"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+TEXT_CONFIG = "text_encoder/config.json"
+TEXT_WEIGHTS = "text_encoder/model.safetensors"
+TOKENIZER = "tokenizer/tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+TEXT_FILES = frozenset({TEXT_CONFIG, TEXT_WEIGHTS, TOKENIZER, TOKENIZER_CONFIG})
 
 
 def slot_folder(slot: str) -> str:
@@ -80,9 +95,30 @@ def required_paths(slots: Iterable[LockedSlot]) -> set[str]:
     return paths
 
 
+def diffusers_paths(slots: Iterable[LockedSlot]) -> set[str]:
+    """The files that a diffusers model of these slots must have; the text encoder's four (TEXT_FILES) come on top."""
+    paths = {MODEL_INDEX, PIPELINE_FILE, EXPERTS_CONFIG, NULL_CAPTION, SCHEDULER_CONFIG, f"experts/{COMPONENTS_FILE}"}
+    if any(slot.slot == ROUTER for slot in slots):
+        paths.add(f"{ROUTER}/{COMPONENTS_FILE}")
+    return paths
+
+
+def implied_paths(slots: Iterable[LockedSlot], found: Iterable[str]) -> set[str]:
+    """The files that a folder must have because of others it has: a diffusers model is whole or not there."""
+    present, whole = set(found), diffusers_paths(slots)
+    implied: set[str] = set()
+    if present & (whole | TEXT_FILES):
+        implied |= whole
+    if present & TEXT_FILES:
+        implied |= TEXT_FILES
+    return implied
+
+
 def optional_paths(slots: Iterable[LockedSlot], plan_files: Iterable[str]) -> set[str]:
     """The files that it may have beside them."""
-    return {holding_path(slot.slot) for slot in slots} | {plan_file_path(name) for name in plan_files}
+    slots = list(slots)
+    held = {holding_path(slot.slot) for slot in slots} | {plan_file_path(name) for name in plan_files}
+    return held | diffusers_paths(slots) | TEXT_FILES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +168,25 @@ def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterab
             "missing": list(missing),
         }
     )
+
+
+def experts_config(plan: OpenedPlan, slots: Iterable[LockedSlot]) -> bytes:
+    """experts/config.json: what the container of the experts has to know; each expert's own lies in its folder."""
+    return pretty({"_class_name": "DDMExperts", **experts_fields(plan, slots), "guidance": plan_guidance(plan)})
+
+
+def experts_fields(plan: OpenedPlan, slots: Iterable[LockedSlot]) -> dict[str, Any]:
+    """The fields of experts/config.json that verification holds against the plan and the lock."""
+    here = sorted(int(slot.slot) for slot in slots if slot.slot != ROUTER)
+    missing = [k for k in range(plan.plan.clusters) if k not in here]
+    return {"num_experts": plan.plan.clusters, "experts": here, "missing": missing, "plan": plan.plan_id}
+
+
+def plan_guidance(plan: OpenedPlan) -> float:
+    """The guidance scale that the plan recommends (its field `sampling`), or 2.5 where it says no such number."""
+    sampling = (plan.plan.model_extra or {}).get("sampling")
+    value = sampling.get("guidance") if isinstance(sampling, Mapping) else None
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 100 else 2.5
 
 
 def pretty(value: object) -> bytes:

@@ -1,8 +1,9 @@
 """The lock of an assembled folder: every file, every checkpoint, signed by whoever assembled it.
 
 lock.json is a DSSE envelope of kind "lock". It names each file by path, length and BLAKE3 digest, and each slot by
-author, manifest root, step and probe loss; what is not here is listed as missing. Its own digest is the folder's name
-in pictures' metadata: the assembly digest.
+author, manifest root, step and probe loss; what is not here is listed as missing; where other rows than the open half
+of the probe set decided between checkpoints, it says which and how. Its own digest is the folder's name in pictures'
+metadata: the assembly digest.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from paris_swarm.dht_schemas.canonical import canonical_json
 from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.envelope import payload_type, seal, unseal
 from paris_swarm.dht_schemas.errors import WrongSigner
-from paris_swarm.dht_schemas.fields import Count, Digest, Finite, Model, PeerId, Slot, read_model
+from paris_swarm.dht_schemas.fields import Count, Digest, Finite, Model, PeerId, Slot, array, read_model, table
 from paris_swarm.dht_schemas.identity import Identity
 
 LOCK_FILE = "lock.json"
 MAX_LOCK = 8 * 1024 * 1024
 """Bytes of lock.json."""
+MAX_RIVALS = 64
+"""Checkpoints of one slot that a lock lists."""
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,3}")
 
@@ -52,6 +55,32 @@ class LockedSlot(Model):
     probe_loss: Finite
 
 
+class Rival(Model):
+    """A verified checkpoint that could have filled a slot, and its loss on the deciding rows."""
+
+    author: PeerId
+    root: Digest
+    loss: Finite
+
+
+class Deciding(Model):
+    """The rows that decided between the verified checkpoints of a slot, instead of the announced probe losses."""
+
+    rows: Literal["sealed", "own"]
+    """The sealed half of the plan's probe set, or the assembler's own rows."""
+    digest: Digest
+    """Of the sealed half's file, or of the digests of the assembler's rows."""
+    measured: Annotated[dict[Slot, Annotated[tuple[Rival, ...], *array(MAX_RIVALS)]], *table(1025)]
+    """By slot, best first. A slot is absent where there were no such rows."""
+
+    @model_validator(mode="after")
+    def _best_first(self) -> Self:
+        for slot, rivals in self.measured.items():
+            if not rivals or [rival.loss for rival in rivals] != sorted(rival.loss for rival in rivals):
+                raise ValueError(f"the checkpoints measured for slot {slot} must be listed best first")
+        return self
+
+
 class Lock(Model):
     """What an assembled folder is made of."""
 
@@ -61,11 +90,13 @@ class Lock(Model):
     assembler: PeerId
     created: Count
     """Unix seconds."""
-    files: Annotated[tuple[LockedFile, ...], Field(strict=False, max_length=16384)]
+    files: Annotated[tuple[LockedFile, ...], *array(16384)]
     """Every file but lock.json, sorted by path."""
-    slots: Annotated[tuple[LockedSlot, ...], Field(strict=False, max_length=1025)]
-    missing: Annotated[tuple[Slot, ...], Field(strict=False, max_length=1025)]
+    slots: Annotated[tuple[LockedSlot, ...], *array(1025)]
+    missing: Annotated[tuple[Slot, ...], *array(1025)]
     """Slots of the plan without a checkpoint here."""
+    deciding: Deciding | None = None
+    """None where the announced probe losses decided."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -75,6 +106,10 @@ class Lock(Model):
         slots = [*(slot.slot for slot in self.slots), *self.missing]
         if len(set(slots)) != len(slots):
             raise ValueError("a slot is named twice")
+        for slot in self.slots:
+            rivals = self.deciding.measured.get(slot.slot) if self.deciding is not None else None
+            if rivals is not None and (slot.author, slot.root) != (rivals[0].author, rivals[0].root):
+                raise ValueError(f"slot {slot.slot} is not filled by the checkpoint that was best on the deciding rows")
         return self
 
 

@@ -6,6 +6,7 @@ Cross-entropy on the true cluster of labelled, noised samples at every t (Decent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from paris_swarm.dht_schemas.provenance import RowsUsed
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, sample_t
 from paris_swarm.expert.model import seeded
 from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
-from paris_swarm.expert.verify import PROBE_TIMES, Probe, load_probe
+from paris_swarm.expert.verify import BAR_MARGIN, BATCH, PROBE_TIMES, Probe, load_probe
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import RouterRecipe
 
@@ -76,6 +78,10 @@ class RouterTask:
         """Model and training values."""
         return self._recipe
 
+    def rows_used(self) -> RowsUsed:
+        """Which rows it is trained on, and with which label each, for the checkpoint's provenance."""
+        return self._rows.used(self._labels)
+
     def build_model(self) -> Router:
         """The network with initial weights that depend on the recipe's seed alone."""
         return build_router(self._recipe)
@@ -121,43 +127,48 @@ class RouterProbe:
     labels: Tensor
 
 
-def join_probes(probes: list[Probe], seed: int) -> RouterProbe:
-    """The union of the probes of slots 0..K-1, in this order; all with captions of the same padded length."""
+def join_probes(probes: list[Probe], seed: int, clusters: Sequence[int] | None = None) -> RouterProbe:
+    """The union of the probes of `clusters` (0..K-1 when None), in this order; all with captions of the same padded
+    length, and judged at the same times.
+    """
+    numbers = range(len(probes)) if clusters is None else clusters
     rows = Probe(
         x0=torch.cat([probe.x0 for probe in probes]),
         states=torch.cat([probe.states for probe in probes]),
         mask=torch.cat([probe.mask for probe in probes]),
         null=probes[0].null,
         seed=seed,
+        times=probes[0].times,
     )
-    return RouterProbe(rows, torch.cat([torch.full((len(probe.x0),), k) for k, probe in enumerate(probes)]))
+    labels = [torch.full((len(probe),), k) for k, probe in zip(numbers, probes, strict=True)]
+    return RouterProbe(rows, torch.cat(labels))
 
 
-def load_router_probe(path: Path, clusters: int, seed: int) -> RouterProbe:
+def load_router_probe(path: Path, clusters: int, seed: int, times: Sequence[float] = PROBE_TIMES) -> RouterProbe:
     """The router's probe from a plan's probe file: the rows of slots "0" to "K-1".
 
     Raises:
-        ValueError: the file is no probe set, or a slot has no rows in it.
+        ValueError: the file is no probe set, or a slot has no rows in it, or `times` are none.
     """
-    return join_probes([load_probe(path, str(slot), seed) for slot in range(clusters)], seed)
+    return join_probes([load_probe(path, str(slot), seed, times) for slot in range(clusters)], seed)
 
 
 @torch.no_grad()
-def router_probe_loss(model: nn.Module, probe: RouterProbe) -> float:
-    """Mean cross-entropy in nats over the probe rows and `PROBE_TIMES`, in float32, every row with its own caption."""
+def router_probe_loss(model: nn.Module, probe: RouterProbe, batch: int = BATCH) -> float:
+    """Mean cross-entropy in nats over the probe rows and their times, every row with its own caption; float32, summed
+    in float64. `batch` (rows at once) changes rounding at most.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    rows = probe.rows
-    states, mask, labels = rows.states.to(device), rows.mask.to(device), probe.labels.to(device)
+    states, mask = probe.rows.states.to(device), probe.rows.mask.to(device)
     total = 0.0
-    for index, time in enumerate(PROBE_TIMES):
-        t = torch.full((rows.x0.shape[0],), time)  # [n]
-        x = interpolate(rows.x0, rows.noise(index), t)  # [n, C, H, W]
-        logits = model(x.to(device), t.to(device), states, mask)  # [n, K]
-        total += float(F.cross_entropy(logits.float(), labels))
+    with torch.autocast(device.type, enabled=False):
+        for rows, x, t, _noise in probe.rows.noised(batch):
+            logits = model(x.to(device), t.to(device), states[rows], mask[rows]).float().cpu()  # [b, K]
+            total += float(F.cross_entropy(logits, probe.labels[rows], reduction="none").double().sum())
     model.train(training)
-    return total / len(PROBE_TIMES)
+    return total / (len(probe.labels) * len(probe.rows.times))
 
 
 def router_probe_loss_of_file(recipe: RouterRecipe, weights: Path, probe: RouterProbe) -> float:
@@ -177,11 +188,15 @@ def router_probe_loss_of_file(recipe: RouterRecipe, weights: Path, probe: Router
 
 
 def router_resumable_bar(recipe: RouterRecipe, probe: RouterProbe) -> float:
-    """Probe loss of the untrained weights of the recipe, which give every cluster the same probability: log K."""
-    return router_probe_loss(build_router(recipe), probe)
+    """Probe loss of the untrained weights of the recipe, which give every cluster the same probability (log K), less
+    BAR_MARGIN.
+    """
+    return (1 - BAR_MARGIN) * router_probe_loss(build_router(recipe), probe)
 
 
 def router_assemblable_bar(probe: RouterProbe) -> float:
-    """Entropy in nats of the probe's labels: the least cross-entropy of any router that looks at nothing."""
+    """Entropy in nats of the probe's labels, less BAR_MARGIN: the least cross-entropy of any router that looks at
+    nothing.
+    """
     share = torch.bincount(probe.labels).double() / len(probe.labels)
-    return float(-(share[share > 0] * share[share > 0].log()).sum())
+    return (1 - BAR_MARGIN) * float(-(share[share > 0] * share[share > 0].log()).sum())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +43,13 @@ from paris_swarm.router.folder_errors import (
 )
 from paris_swarm.router.layout import (
     EMA_FILE,
+    EXPERTS_CONFIG,
     announcement_path,
     bound_fields,
     config_path,
+    experts_fields,
     holding_path,
+    implied_paths,
     manifest_path,
     optional_paths,
     plan_file_path,
@@ -188,7 +191,7 @@ def _check_plan(folder: Path, lock: Lock, found: dict[str, _Digests], plan_id: s
         odd = sorted(named ^ set(plan.plan.slots))
         raise LockDisagrees(f"slot {odd[0]} is not accounted for as the plan has it", where=LOCK_FILE)
     entries = {entry.name: entry for entry in plan.plan.files}
-    required = required_paths(lock.slots)
+    required = required_paths(lock.slots) | implied_paths(lock.slots, found)
     if lacking := sorted(required - found.keys()):
         raise LockDisagrees("not locked, though the folder needs it", where=lacking[0])
     if strange := sorted(found.keys() - required - optional_paths(lock.slots, entries)):
@@ -196,6 +199,8 @@ def _check_plan(folder: Path, lock: Lock, found: dict[str, _Digests], plan_id: s
     for name, entry in entries.items():
         if plan_file_path(name) in found:
             _check_entry(plan_file_path(name), found[plan_file_path(name)], entry)
+    if EXPERTS_CONFIG in found:
+        _check_json(folder, EXPERTS_CONFIG, experts_fields(plan, lock.slots))
     return plan
 
 
@@ -232,10 +237,13 @@ def _check_entry(where: str, digests: _Digests, entry: FileEntry) -> None:
 
 
 def _check_config(folder: Path, plan: OpenedPlan, slot: LockedSlot) -> None:
-    where = config_path(slot.slot)
+    _check_json(folder, config_path(slot.slot), bound_fields(plan, slot))
+
+
+def _check_json(folder: Path, where: str, wanted: Mapping[str, object]) -> None:
+    """These fields of a JSON object are as they must be; what else it says is the assembler's."""
     with _refusals(where):
         config = parse_json((folder / where).read_bytes())
-    wanted = bound_fields(plan, slot)
     for name, value in wanted.items():
         if not isinstance(config, dict) or config.get(name) != value:
             raise LockDisagrees(f"{name} is not that of the plan and the lock", where=where)

@@ -11,12 +11,18 @@ Rules (docs/architecture.md, "Claims"):
   C4  among slots with room: fewest live claims first, then rendezvous order of (plan, peer, slot);
   C5  a newcomer yields to any protecting claim it saw before its own; claims of one settling window are ordered by
       rendezvous order, the highest weight stays;
-  C6  two settled claims on one slot (a healed partition): the one with a fresh checkpoint stays, then rendezvous order.
+  C6  two settled claims on one slot (a healed partition): the one with a fresh checkpoint stays, then rendezvous order;
+  C7  of a peer's live claims on cluster slots only ``slots_per_key`` count, those it prefers most (C4's order); the
+      others are shown and ignored (R-REC-10);
+  C8  a peer that has begun to train while its claim still settles, and finds a rival it had not seen, yields to the one
+      whose claim tells of more steps, before C5's order: who was there longer. No two yield to each other, for what is
+      seen of a rival is never ahead of what the rival says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -32,6 +38,17 @@ def rendezvous_weight(plan_id: str, peer: str, slot: str) -> int:
     return int.from_bytes(blake3(f"{plan_id}|{peer}|{slot}".encode()).digest(length=8), "big")
 
 
+def beyond_allowance(plan_id: str, peer: str, slots: Collection[str], slots_per_key: int) -> frozenset[str]:
+    """Of the cluster slots a peer has live claims on, those that do not count (C7).
+
+    Rendezvous order, because it is the same for every reader and not the claimant's to choose: an order by sequence
+    would turn with each renewal, and whoever squats every slot could always make the one just looked at count. A
+    reader that knows only some of the claims counts at least those of them that a reader of all counts.
+    """
+    cluster_slots = [slot for slot in slots if slot != ROUTER]
+    return frozenset(rendezvous_order(plan_id, peer, cluster_slots)[slots_per_key:])
+
+
 def rendezvous_order(plan_id: str, peer: str, slots: Iterable[str]) -> list[str]:
     """Slots in the order in which this peer prefers them."""
     return sorted(slots, key=lambda slot: rendezvous_weight(plan_id, peer, slot), reverse=True)
@@ -45,6 +62,7 @@ class SlotView:
     first_seen: when this peer first saw each claimant on this slot (Unix s).
     checkpoint_at: when each author's newest announced checkpoint of this slot was made (Unix s).
     step: steps of the slot's current checkpoint, 0 without one.
+    beyond: peers whose claim on this slot does not count, because they claim too many (C7).
     """
 
     slot: str
@@ -52,6 +70,7 @@ class SlotView:
     first_seen: Mapping[str, float] = field(default_factory=dict)
     checkpoint_at: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
+    beyond: frozenset[str] = frozenset()
 
     def live(self, now: float) -> dict[str, Claim]:
         """Claims whose lease runs (C1)."""
@@ -67,8 +86,24 @@ class SlotView:
         return {
             peer: claim
             for peer, claim in self.live(now).items()
-            if now - self.first_seen.get(peer, now) < policy.first_checkpoint_grace_s or self.fresh(peer, now, policy)
+            if peer not in self.beyond
+            and (
+                now - self.first_seen.get(peer, now) < policy.first_checkpoint_grace_s or self.fresh(peer, now, policy)
+            )
         }
+
+    def room_at(self, now: float, policy: Policy) -> float:
+        """When there will be room if nothing more is said: the earliest time at which fewer than ``replicas`` of the
+        claims that protect the slot now still do (Unix s); ``now`` when there is room already.
+        """
+        grace, kept = policy.first_checkpoint_grace_s, 2 * policy.checkpoint_every_s
+        ends = sorted(
+            min(
+                claim.until, max(self.first_seen.get(peer, now) + grace, self.checkpoint_at.get(peer, -math.inf) + kept)
+            )
+            for peer, claim in self.protecting(now, policy).items()
+        )
+        return ends[len(ends) - policy.replicas] if len(ends) >= policy.replicas else now
 
 
 @dataclass(frozen=True)
@@ -129,7 +164,7 @@ def choose(
     for name, view in unfinished.items():
         others = [other for other in view.protecting(now, policy) if other != peer]
         if len(others) < policy.replicas:
-            crowd = sum(1 for other in view.live(now) if other != peer)
+            crowd = sum(1 for other in view.live(now) if other != peer and other not in view.beyond)
             room.append((crowd, -rendezvous_weight(plan_id, peer, name), name))
     if not room:
         return Wait("held")
@@ -145,12 +180,14 @@ def review(
     claimed_at: float,
     settled: bool,
     now: float,
+    training: bool = True,
 ) -> Keep | Yield:
-    """What a peer that holds ``view.slot`` does when it looks again (C5, C6).
+    """What a peer that holds ``view.slot`` does when it looks again (C5, C6, C8).
 
     Args:
         claimed_at: when this peer first claimed the slot (Unix s).
-        settled: False during the settling window after the first claim, before training starts.
+        settled: False until the claim has settled: in the window after it was made, and at its first renewals.
+        training: whether training has begun.
     """
     rivals = {other: claim for other, claim in view.protecting(now, policy).items() if other != peer}
     if len(rivals) < policy.replicas:
@@ -161,13 +198,16 @@ def review(
     if settled:
         rivals = {other: claim for other, claim in rivals.items() if view.fresh(other, now, policy)}
 
-    def right(candidate: str) -> tuple[int, int, int]:
+    def right(candidate: str) -> tuple[int, int, int, int]:
         earlier = int(not settled and candidate != peer and view.first_seen.get(candidate, now) < claimed_at)
         fresh = int(view.fresh(candidate, now, policy))
-        return earlier, fresh, rendezvous_weight(plan_id, candidate, view.slot)
+        said = view.claims.get(candidate)
+        steps = said.progress.step if said is not None and training and not settled else 0
+        return earlier, fresh, steps, rendezvous_weight(plan_id, candidate, view.slot)
 
     better = sorted((other for other in rivals if right(other) > right(peer)), key=right, reverse=True)
     if len(better) < policy.replicas:
         return Keep(view.slot)
-    why = "it was there first" if right(better[0])[0] else "rendezvous order"
+    theirs, ours = right(better[0]), right(peer)
+    why = "it was there first" if theirs[0] else "it trained longer" if theirs[:3] > ours[:3] else "rendezvous order"
     return Yield(view.slot, better[0], why)

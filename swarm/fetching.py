@@ -1,16 +1,17 @@
 """Fetching blobs and files from untrusted peers: every byte is hashed before it is used or written.
 
-Sources are tried in order. One that is gone, slow or without the file is left for the next and may be asked again
-when another round makes progress; one that sent bytes which do not match is named and never asked again. A file whose
+``fetch_files`` asks several peers at once, as scheduling.py decides. One that is gone, slow or without the file is left
+and tried again later; one that sent bytes which do not match is named and never asked again by this node. A file whose
 download is cut, by whatever, goes on where it was: the store keeps each verified chunk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,22 @@ from paris_swarm.dht_schemas.errors import DigestMismatch, RecordError
 from paris_swarm.dht_schemas.manifest import FileEntry
 from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters
-from paris_swarm.swarm.serving import PIECE
-from paris_swarm.swarm.store import ContentStore, PartialFile, RootKind
-from paris_swarm.swarm.transport import Busy, NoSource, NotHeld, Stalled, Stream, Transport, TransportError
+from paris_swarm.swarm.door import Door, OpenDoor
+from paris_swarm.swarm.fetch_session import BadChunk, DamagedCopy, Session
+from paris_swarm.swarm.partial_file import PartialFile
+from paris_swarm.swarm.scheduling import Chunk, ChunkScheduler, FetchPolicy
+from paris_swarm.swarm.sources import SourceBook
+from paris_swarm.swarm.store import ContentStore, RootKind
+from paris_swarm.swarm.store_locks import InUse
+from paris_swarm.swarm.transport import NoSource, Stalled, Transport, TransportError, TurnedAway
 
-__all__ = ["BadChunk", "Counters", "fetch_blob", "fetch_files"]
+__all__ = ["BadChunk", "Counters", "FetchReport", "fetch_blob", "fetch_files"]
 
 log = logging.getLogger(__name__)
 
-PIPELINE = 3
-"""Chunk requests in flight on a stream: keeps it busy while a chunk is hashed and written."""
+LOOK_AGAIN_S = 10.0
+"""How often the caller is asked for further sources while a download lasts."""
+_POLL_S = 0.25
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes here, bytes in all) of the wanted files after every chunk."""
@@ -37,20 +44,28 @@ OnProgress = Callable[[int, int], None]
 OnFault = Callable[[str, Exception], None]
 """Called with (peer id, what it did) whenever a source is left."""
 
+MoreSources = Callable[[], Awaitable[Iterable[str]]]
+"""Asked now and then for peer ids that hold the files by now; those already known may be among them."""
+
 _Addresses = Mapping[str, Sequence[str]]
 
 
-class BadChunk(RecordError):
-    """A peer sent bytes that do not match their digest: they were dropped and the peer is not asked again.
+@dataclass
+class FetchReport:
+    """What a download did. All in bytes.
 
-    peer: who sent them.
+    Attributes:
+        saved: verified and written. refused: did not verify.
+        twice: came more than once: chunks asked of two peers near the end, and the pieces of chunks that were cut.
+        chunks: peer id -> chunks that it delivered.
+        faults: (peer id, what it did), in order.
     """
 
-    rule = "R-WIRE-2"
-
-    def __init__(self, detail: str, *, rule: str | None = None, peer: str = "") -> None:
-        super().__init__(detail, rule=rule)
-        self.peer = peer
+    saved: int = 0
+    twice: int = 0
+    refused: int = 0
+    chunks: dict[str, int] = field(default_factory=dict)
+    faults: list[tuple[str, Exception]] = field(default_factory=list)
 
 
 async def fetch_blob(
@@ -63,28 +78,40 @@ async def fetch_blob(
     counters: Counters | None = None,
     on_fault: OnFault | None = None,
     stall_s: float = 10.0,
+    door: Door | None = None,
+    book: SourceBook | None = None,
 ) -> bytes:
-    """Fetch a blob (a plan by plan id, a manifest by root) from the first of ``peers`` that has it.
+    """Fetch a blob (a plan by plan id, a manifest by root) from the best of ``peers`` that has it.
 
     Args:
         max_bytes: refused when longer; at most one wire payload.
         addresses: multiaddrs to dial, by peer id, for peers that the network does not know yet.
+        door: what this node says of itself, and whom it will not ask.
+        book: what this node knows of its sources; a liar is written down in it.
 
     Raises:
         BadChunk: nobody delivered, and at least one peer sent other bytes than the digest names.
         NoSource: nobody delivered.
+        TurnedAway: nobody lets this node in.
     """
-    sources = _Sources(transport, peers, addresses or {}, on_fault, stall_s)
+    book = book if book is not None else SourceBook()
+    sources = _Sources(transport, addresses or {}, on_fault, stall_s, door or OpenDoor(), book)
     what = f"blob {digest}"
-    for peer in list(sources.usable):
-        async with sources.attempt(peer):
+    for peer in sorted(dict.fromkeys(peers), key=lambda peer: -book.of(peer).score):
+        if book.of(peer).banned is not None:
+            continue
+        try:
             async with sources.session(peer, what) as session:
                 await session.ask(wire.Request(wire.RequestKind.BLOB, digest), 0, min(max_bytes, wire.MAX_PAYLOAD))
                 response = await session.answer()
+                if response.status == wire.Status.NOT_HELD:
+                    raise session.not_held()
             if counters is not None:
                 counters.add("received", peer, "blob", wire=len(response.payload), logical=response.length)
             return await asyncio.to_thread(_opened_blob, peer, what, digest, response)
-    raise sources.exhausted(what)
+        except (TransportError, RecordError) as error:
+            sources.note(peer, error)
+    raise sources.error(what)
 
 
 async def fetch_files(
@@ -101,14 +128,24 @@ async def fetch_files(
     on_fault: OnFault | None = None,
     stall_s: float = 10.0,
     counters: Counters | None = None,
+    door: Door | None = None,
+    book: SourceBook | None = None,
+    policy: FetchPolicy | None = None,
+    patience_s: float = 0.0,
+    more_sources: MoreSources | None = None,
+    report: FetchReport | None = None,
 ) -> dict[str, Path]:
-    """Fetch files of a root into the store, going on where an earlier fetch ended.
+    """Fetch files of a root into the store from several peers at once, going on where an earlier fetch ended.
 
-    Files already whole are hashed again and fetched anew when they were changed on disk.
+    Files already whole are hashed again and fetched anew when they were changed on disk. A file that another task or
+    process is fetching into this store is waited for, not fetched twice.
 
     Args:
         entries: all files of the root, in the order of its manifest or plan, verified by the caller.
         names: the files wanted; all when None.
+        stall_s: as in FetchPolicy; used when there is no ``policy``.
+        patience_s: how long to go on trying when nobody delivers anything any more; 0: until everybody was tried.
+        report: filled in as the download goes.
 
     Returns:
         Where each wanted file lies, by name.
@@ -116,217 +153,313 @@ async def fetch_files(
     Raises:
         BadChunk: somebody sent bytes that do not match, and nobody else has them.
         NoSource: nobody could deliver all of it. What came stays; another call goes on.
-        OSError: no space or no permission; what came stays.
+        TurnedAway: nobody lets this node in.
+        InUse: the root is being deleted.
+        OSError: no space, quota or permission; what came stays.
         ValueError: a name that is not among the entries.
     """
     wanted = {entry.name for entry in entries} if names is None else set(names)
     if unknown := wanted - {entry.name for entry in entries}:
         raise ValueError(f"{root} has no file named {', '.join(sorted(unknown))}")
-    await asyncio.to_thread(store.begin, root, entries, kind=kind)
-    fetch = _Fetch(root, kind, counters or Counters(), on_progress)
+    book = book if book is not None else SourceBook()
+    policy = policy or FetchPolicy(stall_s=stall_s)
+    sources = _Sources(transport, addresses or {}, on_fault, policy.stall_s, door or OpenDoor(), book)
+    use = await asyncio.to_thread(store.use, root)
     try:
-        for index, entry in enumerate(entries):
-            if entry.name in wanted:
-                fetch.add(index, entry, await asyncio.to_thread(_open_wanted, store, root, entry))
-        fetch.report()
-        sources = _Sources(transport, peers, addresses or {}, on_fault, stall_s)
-        while fetch.todo:
-            before = len(fetch.todo)
-            for peer in list(sources.usable):
-                async with sources.attempt(peer), sources.session(peer, f"files of {root}") as session:
-                    await fetch.drain(peer, session)
-                if not fetch.todo:
-                    break
-            if len(fetch.todo) == before:
-                raise sources.exhausted(f"{before} chunks of {root}")
+        await asyncio.to_thread(store.begin, root, entries, kind=kind)
+        download = _Download(
+            store,
+            root,
+            kind,
+            {index: entry for index, entry in enumerate(entries) if entry.name in wanted},
+            sources,
+            ChunkScheduler({}, policy=policy, book=book),
+            counters or Counters(),
+            on_progress,
+            report if report is not None else FetchReport(),
+        )
+        for peer in peers:
+            download.scheduler.add_source(peer)
+        try:
+            await download.run(patience_s, more_sources)
+        finally:
+            await asyncio.to_thread(download.close)
+        return {name: store.path(root, name) for name in sorted(wanted)}
     finally:
-        await asyncio.to_thread(fetch.close)
-    return {name: store.path(root, name) for name in sorted(wanted)}
+        use.release()
 
 
 @dataclass
 class _Sources:
-    """Whom to ask, and what each did."""
+    """How to reach peers, and what each did last."""
 
     transport: Transport
-    peers: Iterable[str]
     addresses: _Addresses
     on_fault: OnFault | None
     stall_s: float
+    door: Door
+    book: SourceBook
     failures: dict[str, Exception] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.usable = list(dict.fromkeys(self.peers))
-
     @asynccontextmanager
-    async def attempt(self, peer: str) -> AsyncIterator[None]:
-        """Note what goes wrong inside and go on; whoever sent wrong bytes is not asked again."""
-        try:
-            yield
-        except (TransportError, RecordError) as error:
-            log.warning("left %s: %s", peer, error)
-            self.failures[peer] = error
-            if isinstance(error, RecordError):
-                self.usable.remove(peer)
-            if self.on_fault is not None:
-                self.on_fault(peer, error)
-
-    @asynccontextmanager
-    async def session(self, peer: str, what: str) -> AsyncIterator[_Session]:
+    async def session(
+        self, peer: str, what: str, *, arriving: Callable[[int], None] | None = None
+    ) -> AsyncIterator[Session]:
         stream = await self.transport.open_stream(peer, addresses=self.addresses.get(peer, ()))
         try:
-            session = _Session(peer, what, stream, self.stall_s)
-            await session.write(wire.HELLO)
+            session = Session(peer, what, stream, self.stall_s, arriving=arriving)
+            await session.greet(self.door)
             yield session
         finally:
             await stream.close()
 
-    def exhausted(self, what: str) -> Exception:
+    def note(self, peer: str, error: Exception) -> None:
+        """Keep what a peer did; whoever sent wrong bytes is banned."""
+        log.warning("left %s: %s", peer, error)
+        self.failures[peer] = error
+        if isinstance(error, BadChunk) and not isinstance(error, DamagedCopy):
+            self.book.ban(peer, error.detail)
+        if self.on_fault is not None:
+            self.on_fault(peer, error)
+
+    def error(self, what: str) -> Exception:
         """The error to end with: wrong bytes outrank absence, since only they need somebody's attention."""
         for error in self.failures.values():
             if isinstance(error, RecordError):
                 return error
-        tried = "; ".join(f"{peer}: {error}" for peer, error in self.failures.items()) or "no peer is known to hold it"
-        return NoSource(f"{what}: nobody could deliver ({tried}); try again when a holder is online", self.failures)
+        if self.failures and all(isinstance(error, TurnedAway) for error in self.failures.values()):
+            return next(iter(self.failures.values()))
+        tried = "; ".join(f"{peer}: {error}" for peer, error in self.failures.items())
+        banned = "; ".join(f"{peer} was banned: {why}" for peer, why in self.book.banned().items())
+        why = "; ".join(part for part in (tried, banned) if part) or "no peer is known to hold it"
+        return NoSource(f"{what}: nobody could deliver ({why}); try again when a holder is online", self.failures)
 
 
-class _Session:
-    """One stream to one source, speaking the file protocol."""
+class _Download:
+    """One download: a task for each source, the files they fill, and the scheduler that decides between them."""
 
-    def __init__(self, peer: str, what: str, stream: Stream, stall_s: float) -> None:
-        self._peer, self._what, self._stream, self._stall_s = peer, what, stream, stall_s
-        self._reader = wire.ResponseReader()
-
-    async def write(self, data: bytes) -> None:
-        try:
-            async with asyncio.timeout(self._stall_s):
-                await self._stream.write(data)
-        except TimeoutError as error:
-            raise Stalled(f"{self._peer} took nothing for {self._stall_s:g} s") from error
-
-    async def ask(self, request: wire.Request, least: int, most: int) -> None:
-        self._reader.expect(least, most)
-        await self.write(request.to_bytes())
-
-    async def answer(self) -> wire.Response:
-        """The next response in order, status OK.
-
-        Raises:
-            BadChunk: the peer breaks the protocol, or says that its copy is damaged.
-            NotHeld, Busy, Stalled, StreamClosed: no bytes from this one.
-        """
-        responses: list[wire.Response] = []
-        try:
-            while not responses:
-                async with asyncio.timeout(self._stall_s):
-                    data = await self._stream.read_exactly(min(self._reader.wants, PIECE))
-                responses = self._reader.receive(data)
-        except TimeoutError as error:
-            raise Stalled(f"{self._peer} sent nothing for {self._stall_s:g} s") from error
-        except wire.BadFrame as error:
-            raise BadChunk(f"{self._what} from {self._peer}: {error.detail}", peer=self._peer) from error
-        status = responses[0].status
-        if status == wire.Status.NOT_HELD:
-            raise NotHeld(f"{self._peer} does not hold {self._what}")
-        if status == wire.Status.BUSY:
-            raise Busy(f"{self._peer} serves as many streams as it can")
-        if status == wire.Status.DAMAGED:
-            raise BadChunk(f"{self._what} from {self._peer}: its own copy was changed on disk", peer=self._peer)
-        return responses[0]
-
-
-class _Fetch:
-    """The chunks still to come of one root, and the files they go into."""
-
-    def __init__(self, root: str, kind: RootKind, counters: Counters, on_progress: OnProgress | None) -> None:
-        self.todo: deque[tuple[int, int]] = deque()
-        self._root, self._kind, self._counters, self._on_progress = root, kind, counters, on_progress
+    def __init__(
+        self,
+        store: ContentStore,
+        root: str,
+        kind: RootKind,
+        wanted: dict[int, FileEntry],
+        sources: _Sources,
+        scheduler: ChunkScheduler,
+        counters: Counters,
+        on_progress: OnProgress | None,
+        report: FetchReport,
+    ) -> None:
+        self.scheduler = scheduler
+        self._store, self._root, self._kind, self._sources = store, root, kind, sources
+        self._counters, self._on_progress, self._report = counters, on_progress, report
+        self._unopened = dict(wanted)
         self._files: dict[int, PartialFile] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._total = sum(entry.length for entry in wanted.values())
         self._here = 0
-        self._total = 0
 
-    def add(self, index: int, entry: FileEntry, partial: PartialFile | None) -> None:
-        """Take in one wanted file; ``partial`` is None when it is whole."""
-        self._total += entry.length
-        self._here += entry.length
-        if partial is not None:
-            self._files[index] = partial
-            self.todo.extend((index, chunk) for chunk in partial.missing)
-            self._here -= sum(partial.size(chunk) for chunk in partial.missing)
+    async def run(self, patience_s: float, more_sources: MoreSources | None) -> None:
+        """Until every file is whole. Raises as fetch_files."""
+        await self._open_files()
+        self._tell()
+        hopeful_until = self._clock() + patience_s
+        looked_at, saved = self._clock(), self._report.saved
+        try:
+            while self._unopened or not self.scheduler.done:
+                now = self._clock()
+                if self._report.saved != saved:
+                    saved, hopeful_until = self._report.saved, now + patience_s
+                idle = self.scheduler.exhausted and not self._workers and not self._unopened
+                if more_sources is not None and now - looked_at >= (LOOK_AGAIN_S if patience_s or not idle else 0):
+                    new = [peer for peer in await more_sources() if self.scheduler.add_source(peer)]
+                    looked_at = now
+                    idle = idle and not new
+                if idle and now >= hopeful_until:
+                    raise self._sources.error(f"{self.scheduler.missing} chunks of {self._root}")
+                self._start_workers()
+                await self._wait()
+                if self._unopened:
+                    await self._open_files()
+        finally:
+            for task in self._workers.values():
+                task.cancel()
+            await asyncio.gather(*self._workers.values(), return_exceptions=True)
+            self._report.twice += self.scheduler.duplicate_bytes
 
-    def report(self) -> None:
+    def _start_workers(self) -> None:
+        now = self._clock()
+        for peer in self.scheduler.ready(now):
+            self.scheduler.engage(peer, now)
+            self._workers[peer] = asyncio.create_task(self._ask(peer))
+
+    async def _wait(self) -> None:
+        """Until something happens: a source was left, all is done, or it is time to try one again."""
+        pauses = [LOOK_AGAIN_S, self.scheduler.next_retry(self._clock()), _POLL_S if self._unopened else None]
+        change = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait(
+                {change, *self._workers.values()},
+                timeout=min(pause for pause in pauses if pause is not None),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            change.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await change
+        self._changed.clear()
+        for peer, task in list(self._workers.items()):
+            if task.done():
+                del self._workers[peer]
+                task.result()
+
+    # ---- files
+
+    async def _open_files(self) -> None:
+        """Take in the wanted files that nobody else is fetching into this store."""
+        for index, entry in list(self._unopened.items()):
+            try:
+                partial = await asyncio.to_thread(_open_wanted, self._store, self._root, entry)
+            except InUse as error:
+                log.debug("%s", error)
+                continue
+            del self._unopened[index]
+            self._here += entry.length
+            if partial is not None:
+                self._files[index] = partial
+                sizes = {(index, chunk): partial.size(chunk) for chunk in partial.missing}
+                self.scheduler.add_chunks(sizes)
+                self._here -= sum(sizes.values())
+            self._wake()
+
+    def _tell(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._here, self._total)
 
-    async def drain(self, peer: str, session: _Session) -> None:
-        """Ask one source for everything still to come; what it does not deliver goes back to the front."""
-        asked: deque[tuple[int, int]] = deque()
-        taken: deque[tuple[int, int]] = deque()
-        saving: asyncio.Task[None] | None = None
-        try:
-            while asked or self.todo:
-                while self.todo and len(asked) < PIPELINE:
-                    file, chunk = self.todo[0]
-                    size = self._files[file].size(chunk)
-                    asked.append(self.todo.popleft())
-                    await session.ask(wire.Request(wire.RequestKind.CHUNK, self._root, file, chunk), size, size)
-                response = await _unless_failed(saving, session.answer())
-                self._counters.add("received", peer, self._kind, wire=len(response.payload), logical=response.length)
-                if saving is not None:
-                    await saving
-                    taken.popleft()
-                taken.append(asked.popleft())
-                saving = asyncio.create_task(self._save(peer, taken[-1], response))
-            if saving is not None:
-                await saving
-                taken.popleft()
-        finally:
-            if saving is not None:
-                await asyncio.gather(saving, return_exceptions=True)
-                if not saving.cancelled() and saving.exception() is None:
-                    taken.clear()
-            self.todo.extendleft(reversed([*taken, *asked]))
-
-    async def _save(self, peer: str, item: tuple[int, int], response: wire.Response) -> None:
-        file, chunk = item
-        partial = self._files[file]
-        await asyncio.to_thread(_save_chunk, peer, partial, chunk, response)
-        self._here += response.length
-        self.report()
+    def _wake(self) -> None:
+        self._changed.set()
 
     def close(self) -> None:
+        """Let go of the files; blocks."""
         for partial in self._files.values():
             partial.close()
 
+    # ---- one source
 
-async def _unless_failed(
-    saving: asyncio.Task[None] | None, answer: Coroutine[None, None, wire.Response]
-) -> wire.Response:
-    """The next answer, unless the chunk before it turns out wrong first: a liar must not hide behind silence."""
-    answering = asyncio.create_task(answer)
-    try:
-        if saving is not None:
-            await asyncio.wait({answering, saving}, return_when=asyncio.FIRST_COMPLETED)
-            if saving.done():
-                await saving
-        return await answering
-    except TransportError:
-        if saving is not None:
-            await saving
-        raise
-    finally:
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
+    async def _ask(self, peer: str) -> None:
+        """One stream to one source, from its opening to its end."""
+        scheduler, slow = self.scheduler, False
+
+        def arriving(size: int) -> None:
+            scheduler.arriving(peer, size, self._clock())
+
+        try:
+            async with self._sources.session(peer, f"files of {self._root}", arriving=arriving) as session:
+                try:
+                    slow = await self._drain(peer, session)
+                finally:
+                    self._report.twice += session.cut
+            if slow:
+                rate = scheduler.policy.min_rate
+                raise Stalled(f"{peer} sent less than {rate:g} bytes/s while others could do better")
+            scheduler.leave(peer)
+        except (TransportError, RecordError) as error:
+            self._report.faults.append((peer, error))
+            self._sources.note(peer, error)
+            if isinstance(error, RecordError):
+                scheduler.drop(peer)
+            elif slow:
+                scheduler.slow(peer, self._clock())
+            else:
+                scheduler.failed(peer, self._clock())
+        except BaseException:
+            scheduler.leave(peer)
+            raise
+
+    async def _drain(self, peer: str, session: Session) -> bool:
+        """Ask one source for whatever the scheduler gives it. True: it is too slow; False: all is done."""
+        scheduler, asked = self.scheduler, deque[Chunk]()
+        answering: asyncio.Task[wire.Response] | None = None
+        saving: asyncio.Task[None] | None = None
+        try:
+            while True:
+                while (chunk := scheduler.take(peer, self._clock())) is not None:
+                    size = self._files[chunk[0]].size(chunk[1])
+                    await session.ask(wire.Request(wire.RequestKind.CHUNK, self._root, *chunk), size, size)
+                    asked.append(chunk)
+                if not asked:
+                    if saving is not None:
+                        await saving
+                        saving = None
+                    elif not self._unopened and (scheduler.done or scheduler.useless(peer)):
+                        if scheduler.done:
+                            return False
+                        raise session.not_held()
+                    else:
+                        await asyncio.sleep(_POLL_S)
+                    continue
+                answering = answering or asyncio.create_task(session.answer())
+                # A liar must not hide behind silence: what came before is judged while the next answer is awaited.
+                waiting = {answering} if saving is None else {answering, saving}
+                await asyncio.wait(waiting, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                if saving is not None and saving.done():
+                    await saving
+                    saving = None
+                if not answering.done():
+                    if scheduler.too_slow(peer, self._clock()):
+                        return True
+                    continue
+                if saving is not None:  # a bad chunk outranks whatever the next answer is
+                    await saving
+                    saving = None
+                response, answering = answering.result(), None
+                saving = self._take_answer(peer, asked.popleft(), response)
+        finally:
+            if answering is not None:
+                answering.cancel()
+            left = [task for task in (answering, saving) if task is not None]
+            await asyncio.gather(*left, return_exceptions=True)  # what is being written is written to its end
+
+    def _take_answer(self, peer: str, chunk: Chunk, response: wire.Response) -> asyncio.Task[None] | None:
+        """Begin to check and write a chunk; None when there is nothing to write."""
+        if response.status == wire.Status.NOT_HELD:
+            self.scheduler.not_held(peer, chunk)
+            return None
+        self._counters.add("received", peer, self._kind, wire=len(response.payload), logical=response.length)
+        self._report.chunks[peer] = self._report.chunks.get(peer, 0) + 1
+        if not self.scheduler.delivered(peer, chunk, self._clock()):
+            return None
+        return asyncio.create_task(self._save(peer, chunk, response))
+
+    async def _save(self, peer: str, chunk: Chunk, response: wire.Response) -> None:
+        try:
+            await asyncio.to_thread(_save_chunk, peer, self._files[chunk[0]], chunk[1], response)
+        except BadChunk as error:
+            self._report.refused += len(response.payload)
+            self.scheduler.refused(peer, chunk, error.detail)
+            raise
+        except BaseException:
+            self.scheduler.unsaved(chunk)
+            raise
+        self.scheduler.saved(peer, chunk)
+        self._report.saved += response.length
+        self._here += response.length
+        self._tell()
+        if self.scheduler.done:
+            self._wake()
 
 
 def _open_wanted(store: ContentStore, root: str, entry: FileEntry) -> PartialFile | None:
-    """None when the file is whole and right; a file with no chunks becomes whole here."""
+    """None when the file is whole and right; a file with no chunks becomes whole here. Raises InUse."""
     store.verify_file(root, entry)
-    try:
-        store.path(root, entry.name)
+    if store.holds_file(root, entry):
         return None
-    except FileNotFoundError:
-        partial = store.open_partial(root, entry)
+    partial = store.open_partial(root, entry)
+    if store.holds_file(root, entry):  # whoever fetched it finished between the two looks
+        partial.discard()
+        return None
     if partial.complete:
         partial.finish()
         return None

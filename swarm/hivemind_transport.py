@@ -25,9 +25,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgpack  # type: ignore[import-untyped]
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
@@ -46,7 +46,9 @@ from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.invite import peer_address, peer_id_in
 from paris_swarm.swarm import p2pd_launch
-from paris_swarm.swarm.socket_stream import SocketStream
+from paris_swarm.swarm.crowd import NEAREST, population
+from paris_swarm.swarm.direct import DIRECT_PROTOCOL, DirectStreams, host_of
+from paris_swarm.swarm.socket_stream import BareSocket, SocketStream, taken_over
 from paris_swarm.swarm.transport import (
     FILE_PROTOCOL,
     NotHeld,
@@ -54,15 +56,19 @@ from paris_swarm.swarm.transport import (
     RecordCheck,
     Stalled,
     Stream,
+    StreamClosed,
     StreamHandler,
     TransportDown,
+    TransportError,
     Unreachable,
 )
 
 log = logging.getLogger(__name__)
 
 MAX_SUBKEYS = 256
-"""Records under one key that a node keeps; further signers are refused while these leases run."""
+"""Records under one key that a node keeps; further signers are refused while these leases run (R-DHT-8)."""
+MAX_RECORDS = 32_768
+"""Records that a node keeps in all, beyond which only keys with less than their share take in more (R-DHT-8)."""
 MAX_RAW_RECORD = 8192
 """Bytes of a packed value before it is decoded; the records themselves are at most 4 KiB."""
 REPLICAS = 5
@@ -72,19 +78,25 @@ _CANDIDATES = 20
 _MAX_KNOWN = 64
 _CONTROL_S = 20.0
 _LOOKUP_S = 20.0
-_READ_BUFFER = 512 * 1024
+_RELAYED_BYTES = 1 << 30
+"""What a relay carries in one circuit; a download goes on where it was cut. Tried with hivemind 1.1.12: this figure
+holds; 2**31 - 1 together with -relayTimeLimit=24h left libp2p's 128 KiB in force.
+"""
 
 
 class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
-    """hivemind's record storage, dictionaries only, at most ``subkeys`` records under a key.
+    """hivemind's record storage, dictionaries only, at most ``subkeys`` records under a key and ``records`` in all.
 
     ``store_subkey`` is True when this record (or a newer one of its subkey) is held afterwards. An older record never
-    shortens the life of a newer one. A full dictionary refuses newcomers: those in it can renew.
+    shortens the life of a newer one. When it is full, those in it can renew and the ``reserved`` subkeys find room;
+    newcomers are refused until a lease ends (R-DHT-8).
     """
 
-    def __init__(self, subkeys: int) -> None:
+    def __init__(self, subkeys: int, *, records: int = MAX_RECORDS, reserved: Collection[str] = ()) -> None:
         super().__init__()
         self._subkeys = subkeys
+        self._records = records
+        self._reserved = frozenset(reserved)
 
     def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:
         return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
@@ -105,7 +117,7 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
         standing = records.get(subkey)
         if standing is not None and standing.expiration_time >= expiration_time:
             return bool(standing.expiration_time > expiration_time or standing.value == value)
-        if standing is None and len(records) >= self._subkeys:
+        if standing is None and subkey not in self._reserved and not self._has_room(len(records)):
             return False
         if not records.store(subkey, value, expiration_time):
             return False
@@ -117,6 +129,13 @@ class BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
                 storage.expiration_heap = list(storage.key_to_heap.values())
                 heapq.heapify(storage.expiration_heap)
         return True
+
+    def _has_room(self, under_key: int) -> bool:
+        """Whether a key with so many records may take in a newcomer. A flood of some keys leaves the others theirs."""
+        if under_key >= self._subkeys:
+            return False
+        share = self._records // max(1, len(self.data))
+        return under_key < share or sum(len(entry.value) for entry in self.data.values()) < self._records
 
 
 class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
@@ -151,10 +170,10 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
 class _RecordGuard:
     """What a hivemind protocol does with dictionaries that come in: keep the valid records of each, drop the rest."""
 
-    def __init__(self, protocol: Any) -> None:
+    def __init__(self, protocol: Any, *, subkeys: int, reserved: Collection[str]) -> None:
         self._protocol = protocol
         self._find = protocol.call_find
-        protocol.storage = BoundedStorage(MAX_SUBKEYS)
+        protocol.storage = BoundedStorage(subkeys, reserved=reserved)
         protocol.cache = BoundedStorage(0)
         protocol._validate_dictionary = self.keep_valid
         protocol.call_find = self.call_find
@@ -194,6 +213,9 @@ class _LaunchedP2P(P2P):  # type: ignore[misc]
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
         command: list[str] = P2P._make_process_args(*args, **kwargs)
+        if kwargs.get("relay"):
+            # As shipped a relayed stream is cut after 128 KiB, whatever p2pd's own help says: less than one chunk.
+            command += ["-relayService=1", f"-relayDataLimit={_RELAYED_BYTES}"]
         if not sys.executable:
             return command
         return [sys.executable, "-I", "-S", p2pd_launch.__file__, str(os.getpid()), *command]
@@ -223,18 +245,18 @@ class _Control:
         writer.close()
         return response
 
-    async def open_stream(self, peer: PeerID) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open_stream(self, peer_id: str, protocol: str) -> SocketStream:
         """The request's own socket becomes the stream. Raises as ``request``."""
-        opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[FILE_PROTOCOL])
+        opening = p2pd_pb2.StreamOpenRequest(peer=PeerID.from_base58(peer_id).to_bytes(), proto=[protocol])
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
-        _response, reader, writer = await self._exchange(request)
-        return reader, writer
+        response, reader, writer = await self._exchange(request)
+        return await _stream_over(peer_id, response.streamInfo.addr, reader, writer)
 
     async def _exchange(
         self, request: p2pd_pb2.Request
     ) -> tuple[p2pd_pb2.Response, asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            reader, writer = await asyncio.open_unix_connection(self._path, limit=_READ_BUFFER)
+            reader, writer = await asyncio.open_unix_connection(self._path)
         except OSError as error:
             raise TransportDown(f"p2pd does not answer at {self._path} ({error}): start the node again") from error
         try:
@@ -264,15 +286,17 @@ class HivemindTransport:
         unreachable_seeds: address -> why, of the seeds that did not answer at the start (they are tried again).
     """
 
-    def __init__(self, p2p: P2P, *, observer: bool, watch_s: float) -> None:
+    def __init__(self, p2p: P2P, *, observer: bool, watch_s: float, max_subkeys: int = MAX_SUBKEYS) -> None:
         self._p2p = p2p
         self._control = _Control(p2p)
         self._peer_id: str = p2p.peer_id.to_base58()
         self._observer = observer
         self._watch_s = watch_s
+        self._max_subkeys = max_subkeys
         self._node: Any = None
         self._validator: Any = None
         self._handler: StreamHandler | None = None
+        self._direct: DirectStreams | None = None
         self._known: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._incoming_tasks: set[asyncio.Task[Any]] = set()
@@ -289,9 +313,13 @@ class HivemindTransport:
         listen: str | Sequence[str] = "/ip4/127.0.0.1/tcp/0",
         announce: Sequence[str] = (),
         public: bool = False,
+        reachability: Literal["public", "private"] | None = None,
         observer: bool = False,
         startup_timeout: float = 60.0,
         watch_s: float = 5.0,
+        max_subkeys: int = MAX_SUBKEYS,
+        direct: bool = True,
+        direct_port: int = 0,
     ) -> HivemindTransport:
         """Start p2pd, dial the seeds; streams work from here on. Seeds that do not answer do not fail the start.
 
@@ -301,8 +329,15 @@ class HivemindTransport:
             listen: where to listen; port 0 lets the system choose.
             announce: addresses to tell others instead of the ones listened on.
             public: reachable from outside: NAT detection, UPnP and relays on. Off, nothing leaves the addresses above.
+            reachability: with ``public``: what is known of this node and need not be found out. "public": it also
+                relays for peers that nobody can dial; "private": it is such a peer and looks for a relay among the
+                seeds, which takes about three minutes.
             observer: listens nowhere, keeps no records of others, serves no files.
             watch_s: how often the watchdog looks at the routing table, seconds.
+            max_subkeys: records of others that this node keeps under one key.
+            direct: carry file streams over a TLS connection between the two processes where the other peer can be
+                reached and offers it (direct.py), and offer the same.
+            direct_port: TCP port for that, on the first address of ``listen``; 0 lets the system choose.
 
         Raises:
             TransportDown: p2pd did not start; the message holds its words.
@@ -322,16 +357,21 @@ class HivemindTransport:
                 auto_nat=public,
                 nat_port_map=public,
                 use_relay=public,
+                use_auto_relay=public and reachability != "public" and not observer,
+                force_reachability=reachability,
                 check_if_identity_free=False,
                 startup_timeout=startup_timeout,
             )
         except (P2PDaemonError, OSError, TimeoutError) as error:
             raise TransportDown(f"p2pd did not start: {error}") from error
-        self = cls(p2p, observer=observer, watch_s=watch_s)
+        self = cls(p2p, observer=observer, watch_s=watch_s, max_subkeys=max_subkeys)
         try:
             self._spawn(self._supervise())
+            self._direct = DirectStreams() if direct else None
             if not observer:
                 await p2p.add_binary_stream_handler(FILE_PROTOCOL, self._incoming)
+                if self._direct is not None:
+                    await self._listen_direct(self._direct, listen, direct_port)
             seeds = [seed for seed in seeds if peer_id_in(seed) != self._peer_id]
             self._known.update({peer_id_in(seed): seed for seed in seeds})
             answers = await asyncio.gather(*map(self.connect, seeds), return_exceptions=True)
@@ -351,7 +391,7 @@ class HivemindTransport:
 
     # ---- records
 
-    async def join_dht(self, check: RecordCheck) -> None:
+    async def join_dht(self, check: RecordCheck, *, reserved: Collection[str] = ()) -> None:
         self._need_up()
         if self._node is not None:
             raise ValueError("this transport has already joined the DHT")
@@ -369,7 +409,8 @@ class HivemindTransport:
             reuse_get_requests=False,
             backoff_rate=1.0,
         )
-        _RecordGuard(self._node.protocol)
+        # What this node says itself it keeps, whoever filled the key: readers that reach it find it here.
+        _RecordGuard(self._node.protocol, subkeys=self._max_subkeys, reserved={*reserved, self._peer_id})
         await self._meet(await self.connected_peers())
         self._spawn(self._watch())
 
@@ -430,24 +471,68 @@ class HivemindTransport:
             with contextlib.suppress(Unreachable):
                 await self.connect(address)
                 break
+        return await self._open_direct(peer_id) or await self._open(peer_id, FILE_PROTOCOL)
+
+    async def _open_direct(self, peer_id: str) -> Stream | None:
+        """A direct connection when both ends want one and can; whatever stands in its way, libp2p has the last word."""
+        if self._direct is None or not self._direct.worth_trying(peer_id):
+            return None
         try:
-            reader, writer = await self._control.open_stream(PeerID.from_base58(peer_id))
+            control = await self._open(peer_id, DIRECT_PROTOCOL)
+        except NotHeld:
+            self._direct.avoid(peer_id)
+            return None
+        except (PeerNotFound, Unreachable):
+            return None
+        try:
+            return await self._direct.dial(control, control.remote)
+        finally:
+            await control.close()
+
+    async def _open(self, peer_id: str, protocol: str) -> SocketStream:
+        try:
+            return await self._control.open_stream(peer_id, protocol)
         except P2PDaemonError as error:
             if "protocols not supported" in str(error):
                 raise NotHeld(f"peer {peer_id} serves no files") from error
             if "routing: not found" in str(error) or "failed to find any peer" in str(error):
                 raise PeerNotFound(f"nobody we are connected to knows an address of peer {peer_id}") from error
             raise Unreachable(f"peer {peer_id} does not answer: {_first_line(error)}") from error
-        return SocketStream(peer_id, reader, writer)
+
+    async def _listen_direct(self, direct: DirectStreams, listen: str | Sequence[str], port: int) -> None:
+        first = listen if isinstance(listen, str) else next(iter(listen), "")
+        host = host_of(first)
+        if host is None:
+            return
+        try:
+            await direct.listen(host, port, self._serve_stream)
+        except OSError as error:
+            if port:
+                raise TransportDown(f"port {port} for direct connections cannot be used: {error}") from error
+            log.warning("no direct connections, files go through libp2p: %s", error)
+            return
+        await self._p2p.add_binary_stream_handler(DIRECT_PROTOCOL, self._incoming)
+
+    async def _serve_stream(self, peer_id: str, stream: Stream) -> None:
+        if self._handler is not None and not self._closing:
+            await self._handler(peer_id, stream)
 
     async def _incoming(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = SocketStream(info.peer_id.to_base58(), reader, writer)
+        try:
+            stream = await _stream_over(info.peer_id.to_base58(), info.addr.to_bytes(), reader, writer)
+        except StreamClosed:
+            return
         task = asyncio.current_task()
         assert task is not None
         self._incoming_tasks.add(task)
         try:
-            if self._handler is not None and not self._closing:
-                await self._handler(stream.peer_id, stream)
+            if info.proto == DIRECT_PROTOCOL and self._direct is not None:
+                async with asyncio.timeout(_CONTROL_S):
+                    await self._direct.offer(stream, stream.remote)
+            else:
+                await self._serve_stream(stream.peer_id, stream)
+        except (TransportError, TimeoutError) as error:
+            log.info("a stream from %s ended: %s", stream.peer_id, error)
         finally:
             self._incoming_tasks.discard(task)
             await stream.close()
@@ -514,6 +599,13 @@ class HivemindTransport:
         offsets = [found for found in await asyncio.gather(*map(offset, peers)) if found is not None]
         return statistics.median(offsets) if offsets else None
 
+    def population(self) -> int:
+        if self._node is None:
+            return 1
+        table, own = self._node.protocol.routing_table, self._node.node_id
+        nearest = table.get_nearest_neighbors(own, NEAREST, exclude=own)
+        return population([own.xor_distance(other) / 2**160 for other, _ in nearest], len(table.peer_id_to_uid))
+
     def alive(self) -> bool:
         return not self._closing and self._p2p._child.returncode is None
 
@@ -528,6 +620,8 @@ class HivemindTransport:
         theirs += [control._read_task, control._write_task] if control is not None else []
         tasks = [task for task in (*self._tasks, *self._incoming_tasks, *theirs) if task is not None]
         child = self._p2p._child
+        if self._direct is not None:
+            await self._direct.close()
         self._p2p.fail_calls()
         self._p2p._terminate()
         for task in tasks:
@@ -589,6 +683,8 @@ class HivemindTransport:
     async def _supervise(self) -> None:
         code = await self._p2p._child.wait()
         self._p2p.fail_calls()
+        if self._direct is not None:
+            self._direct.abandon()  # the peer is gone as a whole: nobody is to find half of it alive
         if not self._closing:
             log.error("p2pd ended with exit status %s: this node is offline until it is started again", code)
 
@@ -612,6 +708,18 @@ class HivemindTransport:
         if self._node is None:
             raise TransportDown("this node has not joined the DHT: call join_dht first")
         return self._node
+
+
+async def _stream_over(
+    peer_id: str, remote: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> SocketStream:
+    """Our stream over a socket that p2pd answers on. remote: where it is connected, a packed multiaddr."""
+    sock, early = await taken_over(reader, writer)
+    try:
+        address = str(Multiaddr(remote)) if remote else ""
+    except ValueError:
+        address = ""
+    return SocketStream(peer_id, BareSocket(peer_id, sock, early), remote=address)
 
 
 def _unpack(raw: bytes) -> object:

@@ -5,7 +5,11 @@ HOME/lock                 held (flock) by the one process that speaks as this pe
 HOME/peers.json           multiaddrs of peers seen, newest first: a way back in when the invite's peers are gone
 HOME/store/               content store, shared by all swarms of this home
 HOME/last_swarm           invite of the swarm last joined
-HOME/swarms/<plan id>/    plan/, ledger.json, held/, work/<slot>/, traffic.json, events.jsonl
+HOME/allow.txt, block.txt peer ids, one a line, `#` begins a comment: whom this node alone lets in, or keeps out
+HOME/swarms/<plan id>/    plan/, ledger.json, held/, copies/, work/<slot>/, traffic.json, events.jsonl,
+                          events.1.jsonl (the one before it),
+                          token (admission to a closed swarm), notice.json (the organiser's newest notices),
+                          proofs/<peer id>.json (equivocation), roots.txt (checkpoints of this swarm in the store)
 """
 
 from __future__ import annotations
@@ -18,10 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paris_swarm.dht_schemas.admission import PeerLists, parse_peer_list
 from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
 from paris_swarm.dht_schemas.identity import Identity
 
 PEER_CACHE = 64
+MAX_EVENTS = 16 << 20
+"""Bytes of events.jsonl at which a new one is begun; the one before it is kept."""
 
 
 class HomeError(Exception):
@@ -151,6 +158,29 @@ class Home:
         path = self.path / "last_swarm"
         return path.read_text("utf-8").strip() or None if path.exists() else None
 
+    def peer_lists(self, allow: Path | None = None, block: Path | None = None) -> PeerLists:
+        """Whom this node allows and blocks: allow.txt and block.txt, and the two files given beside them.
+
+        Raises:
+            HomeError: a file that was given is missing, or a line is no peer id.
+        """
+        allowed = [*_peer_list(self.path / "allow.txt", needed=False), *_peer_list(allow, needed=True)]
+        blocked = [*_peer_list(self.path / "block.txt", needed=False), *_peer_list(block, needed=True)]
+        return PeerLists(allowed=frozenset().union(*allowed) if allowed else None, blocked=frozenset().union(*blocked))
+
+    def swarm_ids(self) -> list[str]:
+        """Plan ids of the swarms this home has been part of."""
+        folder = self.path / "swarms"
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def foreign_roots(self, plan_id: str) -> frozenset[str]:
+        """Plan ids, and roots in the store, of the other swarms of this home."""
+        found: set[str] = set()
+        for folder in (self.path / "swarms").iterdir():
+            if folder.name != plan_id:
+                found |= {folder.name, *_lines(folder / "roots.txt")}
+        return frozenset(found)
+
     def remember_invite(self, invite: str) -> None:
         if self.last_invite() != invite:
             atomic_write(self.path / "last_swarm", invite.encode() + b"\n")
@@ -164,6 +194,7 @@ class SwarmHome:
         self.plan_id = plan_id
         (path / "held").mkdir(parents=True, exist_ok=True, mode=0o700)
         self.ledger = Ledger(path / ledger)
+        self._roots = set(_lines(path / "roots.txt"))
 
     @property
     def plan_path(self) -> Path:
@@ -181,20 +212,104 @@ class SwarmHome:
     def hold(self, slot: str, envelope: bytes) -> None:
         atomic_write(self.path / "held" / f"{slot}.json", envelope)
 
+    # ---- trust ------------------------------------------------------------
+
+    def copies(self) -> dict[str, bytes]:
+        """Author envelopes of checkpoints that this home assembled and keeps for others, by slot."""
+        return {path.stem: path.read_bytes() for path in sorted((self.path / "copies").glob("*.json"))}
+
+    def keep_copy(self, slot: str, envelope: bytes) -> None:
+        """Keep a verified checkpoint for others: whatever process of this home serves announces it."""
+        (self.path / "copies").mkdir(exist_ok=True, mode=0o700)
+        atomic_write(self.path / "copies" / f"{slot}.json", envelope)
+
+    def drop_copies(self) -> int:
+        """Stop keeping copies for others (their files stay until `store gc`); returns how many there were."""
+        paths = list((self.path / "copies").glob("*.json"))
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return len(paths)
+
+    def token(self) -> str | None:
+        """The admission token of this home's peer; None where it was given none."""
+        path = self.path / "token"
+        return path.read_text("utf-8").strip() or None if path.exists() else None
+
+    def store_token(self, token: str) -> None:
+        if self.token() != token:
+            atomic_write(self.path / "token", token.encode("utf-8") + b"\n", mode=0o600)
+
+    def notices(self) -> list[bytes]:
+        """Envelopes of the organiser's newest notices, as written; whoever reads them verifies them."""
+        stored = _read_json(self.path / "notice.json")
+        return [item.encode("utf-8") for item in stored if isinstance(item, str)] if isinstance(stored, list) else []
+
+    def write_notices(self, envelopes: Iterable[bytes]) -> None:
+        atomic_write_json(self.path / "notice.json", [envelope.decode("utf-8") for envelope in envelopes])
+
+    @contextmanager
+    def notices_locked(self) -> Iterator[None]:
+        """Hold notice.json for a moment: `paris-swarm notice` may write it while a node of this home runs."""
+        with open(self.path / "notice.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def proofs(self) -> list[tuple[bytes | None, bytes]]:
+        """Pairs of envelopes kept as proofs of equivocation. The first is missing where only its digest was known."""
+        found: list[tuple[bytes | None, bytes]] = []
+        for path in sorted((self.path / "proofs").glob("*.json")):
+            match _read_json(path):
+                case {"first": str(first), "second": str(second)}:
+                    found.append((first.encode("utf-8"), second.encode("utf-8")))
+                case {"first": None, "second": str(second)}:
+                    found.append((None, second.encode("utf-8")))
+                case None:
+                    continue
+                case _:
+                    quarantine(path)
+        return found
+
+    def keep_proof(self, signer: str, first: bytes | None, second: bytes) -> bool:
+        """Write a proof down under its signer; False when there is one already."""
+        path = self.path / "proofs" / f"{signer}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            said = None if first is None else first.decode("utf-8")
+            atomic_write_json(path, {"first": said, "second": second.decode("utf-8")})
+            return True
+        return False
+
+    def drop_proof(self, signer: str) -> None:
+        (self.path / "proofs" / f"{signer}.json").unlink(missing_ok=True)
+
+    def note_root(self, root: str) -> None:
+        """A checkpoint of this swarm lies, or soon will, in the store that all swarms of this home share."""
+        if root not in self._roots:
+            self._roots.add(root)
+            with open(self.path / "roots.txt", "ab") as roots:
+                roots.write(root.encode("ascii") + b"\n")
+
     def write_traffic(self, traffic: dict[str, Any]) -> None:
         atomic_write_json(self.path / "traffic.json", traffic)
 
     def log_event(self, event: dict[str, Any]) -> None:
-        """Append one JSON line to events.jsonl (for people and tests; never read back for decisions)."""
-        with open(self.path / "events.jsonl", "ab") as log:
+        """Append one JSON line to events.jsonl (for people and tests; never read back for decisions).
+
+        Other peers cause many of its lines, so it is bounded: a full one becomes events.1.jsonl, in the last one's place.
+        """
+        path = self.path / "events.jsonl"
+        with open(path, "ab") as log:
             log.write(json.dumps(event, sort_keys=True).encode() + b"\n")
+            full = log.tell() >= MAX_EVENTS
+        if full:
+            os.replace(path, self.path / "events.1.jsonl")
 
 
 class Ledger:
     """What this key has signed: last sequence and the very bytes, per (kind, slot), and the highest seen from others.
 
     A signed statement is written here and fsynced *before* its first send, so that an honest crash can only ever
-    repeat the same bytes: two payloads under one sequence would be a proof of equivocation (SPEC.md).
+    repeat the same bytes: two payloads under one sequence would be a proof of equivocation (R-REC-9).
     """
 
     def __init__(self, path: Path) -> None:
@@ -241,6 +356,24 @@ class Ledger:
 
     def _write(self) -> None:
         atomic_write_json(self._path, {"signed": self._signed, "seen": self._seen})
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("ascii", "replace").split() if path.exists() else []
+
+
+def _peer_list(path: Path | None, *, needed: bool) -> list[frozenset[str]]:
+    """The list in a file; none when there is no such file."""
+    if path is None or not (needed or path.exists()):
+        return []
+    try:
+        return [parse_peer_list(path.read_text("utf-8"))]
+    except OSError as error:
+        raise HomeError(f"{path} cannot be read ({error.strerror}): name an existing file of peer ids") from error
+    except ValueError as error:
+        raise HomeError(
+            f"{path}: {error}; write one peer id a line, as `paris-swarm identity show` prints it"
+        ) from error
 
 
 def _read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from paris_swarm.dht_schemas.dht_rules import dht_id
@@ -169,7 +169,8 @@ class MemoryTransport:
 
     # ---- records
 
-    async def join_dht(self, check: RecordCheck) -> None:
+    async def join_dht(self, check: RecordCheck, *, reserved: Collection[str] = ()) -> None:
+        """``reserved`` changes nothing: there is always room here."""
         self._need_up()
         self._check = check
 
@@ -287,6 +288,9 @@ class MemoryTransport:
         self._need_joined()
         others = [node._skew - self._skew for node in self._others()]
         return statistics.median(others) if others else None
+
+    def population(self) -> int:
+        return len(self._others()) + 1 if self._alive and self._check is not None else 1
 
     def alive(self) -> bool:
         return self._alive

@@ -1,8 +1,9 @@
 """A peer's life in a swarm: look, claim, settle, train, publish, serve; take over what others left.
 
-One lane for each kind of slot this peer wants (a cluster slot, the router slot). A lane runs the pure policy of
-`claims` on fresh records and carries out its answer. The trainer is another process behind the `Trainer` protocol and
-verification is a callable: this room knows neither torch nor the model. Training goes on while the network is away.
+One lane for each kind of slot this peer wants (a cluster slot, the router slot). What a lane does when is decided in
+`lane` (pure); here its requests are carried out on asyncio. The trainer is another process behind the `Trainer`
+protocol and verification is a callable: this room knows neither torch nor the model. Training goes on while the network
+is away.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.records import Progress
-from paris_swarm.swarm.claims import ROUTER, Keep, Take, Wait, choose, rendezvous_order, review
+from paris_swarm.swarm.claims import ROUTER, rendezvous_order
+from paris_swarm.swarm.lane import Claim, Lane, Look, Phase, Release, Report, Request, Rest, Start, Stop
 from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.store_locks import InUse
 from paris_swarm.swarm.trainer import (
     CheckCheckpoint,
     LocalCheckpoint,
@@ -33,10 +37,11 @@ from paris_swarm.swarm.transport import TransportError
 
 log = logging.getLogger(__name__)
 
-CONSIDERED_AT_ONCE = 8
 KEPT_CHECKPOINTS = 2
-
-Phase = Literal["looking", "waiting", "settling", "fetching", "training", "finished", "left", "failed"]
+PATIENCE = 3
+"""Failures to train on from a slot's only checkpoint after which fresh weights are tried instead."""
+COPIES = 3
+"""Holders of a slot's checkpoints, the author included, beyond which nobody else begins to keep a copy."""
 
 
 # ---- state shown -----------------------------------------------------------------------------------------------
@@ -63,6 +68,11 @@ class _Lane:
     wanted: str | None
     copied: str | None = None
     """The slot whose checkpoints this lane keeps a copy of while it stands by."""
+    chores: asyncio.Task[None] | None = None
+    """Copying and checking, while it stands by."""
+    training: asyncio.Task[str] | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    idle_since: float = 0.0
     state: LaneState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +90,8 @@ class Peer:
         router: whether to take the router slot too.
         target_steps: steps after which a slot is finished, by slot name.
         dice: jitter before a claim, so that peers started together do not read at the same instant.
+        keep_checkpoints: how many of its own published checkpoints it goes on serving; at least two, since an audit
+            needs a checkpoint and its parent. Manifests are kept of all, so the chain can be followed to its start.
     """
 
     def __init__(
@@ -94,8 +106,10 @@ class Peer:
         target_steps: Mapping[str, int],
         device: str,
         dice: random.Random | None = None,
+        keep_checkpoints: int = KEPT_CHECKPOINTS,
     ) -> None:
         self.node = node
+        self._keep_checkpoints = max(KEPT_CHECKPOINTS, keep_checkpoints)
         self._start_trainer = start_trainer
         self._check = check
         self._local_checkpoint = local_checkpoint
@@ -104,6 +118,9 @@ class Peer:
         self._dice = dice or random.Random()
         self._leaving = asyncio.Event()
         self._believed: set[str] = set()
+        """Digests of announcements whose checkpoints verified here."""
+        self._failures: Counter[str] = Counter()
+        """Digest of an announcement -> how often training from its checkpoint failed here."""
         self._lanes: list[_Lane] = []
         if cluster is not None:
             names = tuple(slot for slot in node.plan.slots if slot != ROUTER)
@@ -133,57 +150,117 @@ class Peer:
     # ---- one lane ------------------------------------------------------------
 
     async def _live(self, lane: _Lane) -> None:
-        policy = self.node.plan.policy
-        await self._pause(self._dice.uniform(0, min(1.0, policy.lease_s / 20)))
-        idle_since = self.node.clock()
+        """Work, but stand by while the organiser has paused or ended the swarm (SPEC.md, R-NOT-6)."""
+        node = self.node
         while not self._leaving.is_set():
-            action = await self._look(lane)
-            if isinstance(action, Wait):
-                done = action.why == "finished"
-                why = "" if done else "every slot considered is held; standing by"
-                self._show(lane, "finished" if done else "waiting", note=why)
-                if action.why == "held":
-                    await self._keep_copy(lane)
-                if self.node.clock() - idle_since > policy.first_checkpoint_grace_s and await self._check_a_rival(lane):
-                    idle_since = self.node.clock()
-                await self._pause(policy.lease_s / 3)
+            if not node.halted:
+                await self._work(lane)
                 continue
-            idle_since = self.node.clock()
-            if await self._claim(lane, action.slot):
-                failed = await self._train(lane, action.slot)
-                if failed:
-                    self._show(lane, "failed", note=failed)
-                    await self._pause(policy.lease_s)
+            node.check_own()
+            self._show(lane, "finished" if node.trusted.standing.state == "ended" else "waiting", note=node.halted)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), node.plan.policy.lease_s / 3)
         self._show(lane, "left")
 
-    async def _look(self, lane: _Lane) -> Take | Wait:
-        """Refresh some slots (8 by rendezvous order, then the next 8) until one has room."""
-        node = self.node
-        order = rendezvous_order(node.plan_id, node.identity.peer_id, lane.slots)
-        if lane.wanted is not None:
-            order = [lane.wanted]
-        answer = Wait("finished")
-        for start in range(0, len(order), CONSIDERED_AT_ONCE):
-            batch = order[start : start + CONSIDERED_AT_ONCE]
-            try:
-                await node.refresh(batch)
-            except TransportError as error:
-                self._show(lane, "waiting", note=f"swarm not reachable: {error}")
-                return Wait("unreachable")
-            found = choose(
-                node.plan_id,
-                node.identity.peer_id,
-                {slot: node.slot_view(slot) for slot in batch},
-                policy=node.plan.policy,
-                target_steps=self._target_steps,
-                now=node.clock(),
-                wanted=lane.wanted,
-            )
-            if not isinstance(found, Wait):
-                return found
-            if found.why != "finished":
-                answer = found
-        return answer
+    async def _work(self, lane: _Lane) -> None:
+        lane.idle_since = self.node.clock()
+        decisions = Lane(
+            self.node.plan_id,
+            self.node.identity.peer_id,
+            lane.slots,
+            wanted=lane.wanted,
+            policy=self.node.plan.policy,
+            target_steps=self._target_steps,
+            dice=self._dice,
+        ).decide()
+        try:
+            request = next(decisions)
+            while True:
+                report = await self._carry_out(lane, request)
+                try:
+                    request = decisions.send(report)
+                except StopIteration:
+                    break
+        finally:
+            await self._end_chores(lane)
+            if lane.training is not None:
+                lane.training.cancel()
+                await asyncio.gather(lane.training, return_exceptions=True)
+
+    async def _carry_out(self, lane: _Lane, request: Request) -> Report:
+        node, views = self.node, None
+        node.check_own()
+        match request:
+            case Look(slots):
+                try:
+                    await node.refresh(slots)
+                    views = {slot: node.slot_view(slot) for slot in slots}
+                except TransportError as error:
+                    log.warning("cannot look at slots %s: %s", ", ".join(slots), error)
+            case Claim(slot):
+                await self._end_chores(lane)
+                await node.publish_claim(slot, self._progress(lane, slot))
+            case Release(slot, yielded):
+                await node.publish_claim(slot, self._progress(lane, slot), released=True)
+                if yielded is not None:
+                    node.files.log_event({"event": "yield", "slot": slot, "to": yielded.to, "why": yielded.why})
+                    self._show(lane, "looking", note=f"slot {slot} is {yielded.to[-8:]}'s: {yielded.why}")
+            case Start(slot):
+                lane.stopping.clear()
+                lane.training = asyncio.create_task(self._train(lane, slot))
+            case Stop():
+                lane.stopping.set()
+            case Rest():
+                await self._rest(lane, request)
+        ended = None
+        # An end is told when the lane waits for one: told beside a look, it would pass unheard.
+        if lane.training is not None and (
+            isinstance(request, Stop) or (isinstance(request, Rest) and lane.training.done())
+        ):
+            ended = await lane.training
+            lane.training = None
+            lane.idle_since = node.clock()
+        return Report(
+            node.clock(),
+            node.transport.population(),
+            views=views,
+            leaving=self._leaving.is_set() or bool(node.halted),
+            ended=ended,
+        )
+
+    async def _rest(self, lane: _Lane, rest: Rest) -> None:
+        """Wait; wake early when the peer leaves or the trainer ends. Chores of standing by run beside it."""
+        if rest.phase != "training":
+            self._show(lane, rest.phase, slot=rest.slot, note=rest.note)
+        if rest.phase in ("waiting", "finished") and (lane.chores is None or lane.chores.done()):
+            await self._end_chores(lane)
+            lane.chores = asyncio.create_task(self._do_chores(lane, copying=rest.held))
+        waited: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._leaving.wait())]
+        if lane.training is not None:
+            waited.append(lane.training)
+        try:
+            await asyncio.wait(waited, timeout=rest.seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waited[0].cancel()
+
+    async def _do_chores(self, lane: _Lane, *, copying: bool) -> None:
+        if copying:
+            await self._keep_copy(lane)
+        if self.node.clock() - lane.idle_since > self.node.plan.policy.first_checkpoint_grace_s and (
+            await self._check_a_rival(lane)
+        ):
+            lane.idle_since = self.node.clock()
+
+    async def _end_chores(self, lane: _Lane) -> None:
+        """Drop what is under way; raises what chores raised that were done."""
+        chores, lane.chores = lane.chores, None
+        if chores is None:
+            return
+        if chores.done():
+            chores.result()
+            return
+        chores.cancel()
+        await asyncio.gather(chores, return_exceptions=True)
 
     async def _check_a_rival(self, lane: _Lane) -> bool:
         """Verify one checkpoint that keeps this peer idle and that it has not verified yet.
@@ -196,14 +273,17 @@ class Peer:
         for slot in lane.slots if lane.wanted is None else (lane.wanted,):
             for candidate in node.candidates(slot):
                 announcement = candidate.announcement
-                if announcement.root in self._believed or announcement.author == node.identity.peer_id:
+                if candidate.digest in self._believed or announcement.author == node.identity.peer_id:
                     continue
                 try:
                     folder = await node.fetch_checkpoint(candidate)
                     await self._check(slot, folder, announcement, "resume")
-                    self._believed.add(announcement.root)
+                    self._believed.add(candidate.digest)
                 except (RecordError, TransportError) as error:
-                    node.doubt(announcement.root, error)
+                    node.doubt(candidate, error)
+                except (InUse, OSError) as error:  # no room on this disk: not the checkpoint's fault
+                    log.warning("cannot check %s: %s", announcement.root[:12], error)
+                    return False
                 return True
         return False
 
@@ -217,91 +297,55 @@ class Peer:
         if node.files.ledger.signed("checkpoint"):
             return
         order = rendezvous_order(node.plan_id, node.identity.peer_id, lane.slots)
-        best = {slot: found[0] for slot in order if (found := node.candidates(slot))}
-        if lane.copied not in best:
-            lane.copied = min(best, key=lambda slot: (len(best[slot].holders), order.index(slot)), default=None)
-        if lane.copied is None:
+        found = {slot: candidates for slot in order if (candidates := node.candidates(slot))}
+        holders = {slot: {holder for one in found[slot] for holder in one.holders} for slot in found}
+        if lane.copied not in found:
+            lane.copied = min(found, key=lambda slot: (len(holders[slot]), order.index(slot)), default=None)
+        if lane.copied is None or node.identity.peer_id in found[lane.copied][0].holders:
             return
-        candidate = best[lane.copied]
-        if node.identity.peer_id in candidate.holders:
-            return
-        copying = asyncio.ensure_future(self._copy(candidate))
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        try:
-            await asyncio.wait([copying, leaving], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            copying.cancel()
-            await asyncio.gather(leaving, copying, return_exceptions=True)
-        if not copying.cancelled():
-            copying.result()
+        if node.identity.peer_id in holders[lane.copied] or len(holders[lane.copied]) < COPIES:
+            await self._copy(found[lane.copied][0])
 
     async def _copy(self, candidate: Candidate) -> None:
         node, slot, announcement = self.node, candidate.slot, candidate.announcement
         try:
             folder = await node.fetch_checkpoint(candidate)
             await self._check(slot, folder, announcement, "resume")
-        except TransportError as error:
-            log.info("no copy of %s yet: %s", announcement.root[:12], error)
+        except (TransportError, InUse, OSError) as error:  # a full disk, or our own quota, must not end this peer
+            log.warning("no copy of %s yet: %s", announcement.root[:12], error)
             return
         except RecordError as error:
-            node.doubt(announcement.root, error)
+            node.doubt(candidate, error)
             return
-        self._believed.add(announcement.root)
+        self._believed.add(candidate.digest)
         await node.hold(slot, candidate.envelope)
         node.forget_older(slot, announcement.root, keep=1)
         node.files.log_event({"event": "copied", "slot": slot, "root": announcement.root, "step": announcement.step})
 
-    async def _claim(self, lane: _Lane, slot: str) -> bool:
-        """Claim, let the claim settle, look again; False when another peer has the better right."""
-        policy = self.node.plan.policy
-        self._show(lane, "settling", slot=slot)
-        claimed_at = self.node.clock()
-        await self.node.publish_claim(slot, self._progress(lane, slot))
-        await self._pause(min(3.0, policy.lease_s / 6))
-        return not self._leaving.is_set() and await self._still_mine(lane, slot, claimed_at, settled=False)
-
-    async def _still_mine(self, lane: _Lane, slot: str, claimed_at: float, *, settled: bool) -> bool:
-        node = self.node
-        try:
-            await node.refresh([slot])
-        except TransportError as error:
-            log.warning("cannot look at slot %s: %s", slot, error)
-            return True  # training goes on while the network is away
-        verdict = review(
-            node.plan_id,
-            node.identity.peer_id,
-            node.slot_view(slot),
-            policy=node.plan.policy,
-            claimed_at=claimed_at,
-            settled=settled,
-            now=node.clock(),
-        )
-        if isinstance(verdict, Keep):
-            return True
-        node.files.log_event({"event": "yield", "slot": slot, "to": verdict.to, "why": verdict.why})
-        await node.publish_claim(slot, self._progress(lane, slot), released=True)
-        self._show(lane, "looking", note=f"slot {slot} is {verdict.to[-8:]}'s: {verdict.why}")
-        return False
-
     # ---- training ------------------------------------------------------------
 
     async def _train(self, lane: _Lane, slot: str) -> str:
-        """Train ``slot`` to its end, or until it is lost or the peer leaves; returns why it failed, or ""."""
+        """Train ``slot`` to its end, or until ``lane.stopping``; returns why it failed, or ""."""
         node = self.node
-        claimed_at = node.clock()
-        resume, parent = await self._starting_point(lane, slot)
+        stopping = asyncio.ensure_future(lane.stopping.wait())
+        fetching = asyncio.ensure_future(self._starting_point(lane, slot))
+        try:
+            await asyncio.wait([fetching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                return ""
+            resume, parent = fetching.result()
+        finally:
+            stopping.cancel()
+            fetching.cancel()
+            await asyncio.gather(stopping, fetching, return_exceptions=True)
         work = node.files.work(slot)
+        began = parent
         trainer = await self._start_trainer(slot, work, resume, parent)
         node.files.log_event(
             {"event": "train", "slot": slot, "resume": str(resume) if resume else None, "parent": parent}
         )
         self._show(lane, "training", slot=slot, note="" if parent is None else f"continues {parent[:12]}")
-        lost = asyncio.Event()
-        watching = [
-            asyncio.create_task(self._renew(lane, slot, claimed_at, lost)),
-            asyncio.create_task(self._stop_when(trainer, lost)),
-        ]
+        watching = asyncio.create_task(self._stop_when_told(trainer, lane))
         failure = ""
         try:
             async for event in trainer.events():
@@ -312,30 +356,30 @@ class Peer:
                 else:
                     failure = event.why
         finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await trainer.stop()
-        if not lost.is_set():
-            await node.publish_claim(slot, self._progress(lane, slot), released=True)
+        if failure and resume is not None and parent == began:
+            self._blame(slot, parent, failure)
         return failure
 
-    async def _renew(self, lane: _Lane, slot: str, claimed_at: float, lost: asyncio.Event) -> None:
-        while True:
-            await asyncio.sleep(self.node.plan.policy.lease_s / 3)
-            if not await self._still_mine(lane, slot, claimed_at, settled=True):
-                lost.set()
-                return
-            await self.node.publish_claim(slot, self._progress(lane, slot))
+    def _blame(self, slot: str, root: str | None, failure: str) -> None:
+        """Training from somebody's checkpoint failed before it came to a checkpoint of our own (SPEC.md, R-VAL-4).
 
-    async def _stop_when(self, trainer: Trainer, lost: asyncio.Event) -> None:
-        """Stop the trainer once this peer leaves or has lost the slot; its last checkpoint is still published."""
-        ends = [asyncio.ensure_future(self._leaving.wait()), asyncio.ensure_future(lost.wait())]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
+        Whether that checkpoint or this machine is to blame cannot be told: another one is tried where there is one, and
+        only after PATIENCE failures fresh weights.
+        """
+        found = self.node.candidates(slot)
+        for candidate in found:
+            if candidate.announcement.root == root and candidate.announcement.author != self.node.identity.peer_id:
+                self._failures[candidate.digest] += 1
+                others = any(other.announcement.root != root for other in found)
+                if others or self._failures[candidate.digest] >= PATIENCE:
+                    self.node.doubt(candidate, RuntimeError(f"training did not go on from it: {failure}"))
+
+    async def _stop_when_told(self, trainer: Trainer, lane: _Lane) -> None:
+        """Once the lane gives the slot up, the trainer ends; its last checkpoint is still published."""
+        await lane.stopping.wait()
         await trainer.stop()
 
     async def _starting_point(self, lane: _Lane, slot: str) -> tuple[Path | None, str | None]:
@@ -350,30 +394,37 @@ class Peer:
             try:
                 folder = await node.fetch_checkpoint(candidate)
                 await self._check(slot, folder, announcement, "resume")
-                self._believed.add(announcement.root)
+                self._believed.add(candidate.digest)
                 await node.hold(slot, candidate.envelope)
             except (RecordError, TransportError) as error:
-                node.doubt(announcement.root, error)
+                node.doubt(candidate, error)
                 log.warning("checkpoint %s of slot %s refused: %s", announcement.root[:12], slot, error)
                 continue
             return folder, announcement.root
         if local is None:
             return None, None
-        return local[0], node.last_root(slot)
+        return local[0], node.grown_from(slot, local[1], local[2])
 
-    async def _publish(self, lane: _Lane, slot: str, event: TrainedCheckpoint, parent: str | None) -> str:
-        """Checkpoint folder -> manifest -> content store -> signed announcement; returns the root."""
+    async def _publish(self, lane: _Lane, slot: str, event: TrainedCheckpoint, parent: str | None) -> str | None:
+        """Checkpoint folder -> manifest -> content store -> signed announcement; returns the root.
+
+        A checkpoint that is no step further than its parent is not published: nothing was trained (R-PROV-3).
+        """
         node = self.node
-        manifest, data, root = await asyncio.to_thread(
-            build_manifest, event.folder, event.files, slot, meta={"step": event.step, "parent": parent}
-        )
+        before = node.stored_step(parent)
+        if before is not None and event.step <= before:
+            return parent
+        meta: dict[str, Any] = {"step": event.step, "parent": parent}
+        if event.facts and before is not None:
+            meta["provenance"] = {**event.facts, "from_step": before, "to_step": event.step}
+        manifest, data, root = await asyncio.to_thread(build_manifest, event.folder, event.files, slot, meta=meta)
         await asyncio.to_thread(node.store.put_folder, data, event.folder)
         total = sum(entry.length for entry in manifest.files)
         await node.announce(
             slot, step=event.step, root=root, parent=parent, total_bytes=total, probe_loss=event.probe_loss
         )
         node.files.log_event({"event": "published", "slot": slot, "step": event.step, "root": root})
-        node.forget_older(slot, root, keep=KEPT_CHECKPOINTS)
+        node.forget_older(slot, root, keep=self._keep_checkpoints)
         lane.state = replace(lane.state, published_step=event.step)
         return root
 
@@ -392,7 +443,3 @@ class Peer:
     def _show(self, lane: _Lane, phase: Phase, *, slot: str | None = None, note: str = "") -> None:
         keep = lane.state.progress if slot is not None and slot == lane.state.slot else None
         lane.state = LaneState(lane.name, phase, slot, keep, note, lane.state.published_step)
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leaving.wait(), seconds)

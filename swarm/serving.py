@@ -1,19 +1,26 @@
 """Serving blobs and chunks of the content store to whoever asks; see wire.py for the protocol.
 
 Bounded on every side: streams in all and per peer, two prepared responses a stream (one being written, one ready),
-a stall time for readers that stop reading and an idle time for streams that stop asking.
+a stall time for readers that stop reading, an idle time for streams that stop asking, bytes a second in all and per
+peer. Each peer has one piece on its way at a time, and the one that got the fewest bytes goes next (limits.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from paris_swarm.dht_schemas.errors import DigestMismatch
+from paris_swarm.dht_schemas.errors import DigestMismatch, RecordError
 from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters, Kind
+from paris_swarm.swarm.door import GREETING_S, Door, OpenDoor, greet_client
+from paris_swarm.swarm.encoding import Compress, Compression
+from paris_swarm.swarm.limits import UploadGate
 from paris_swarm.swarm.store import ContentStore
 from paris_swarm.swarm.transport import Stalled, Stream, StreamClosed, StreamHandler, TransportError
 
@@ -21,42 +28,74 @@ __all__ = ["Counters", "ServingLimits", "serve_files"]
 
 log = logging.getLogger(__name__)
 
-PIECE = 256 * 1024
-"""Bytes per write and per read: with 4 MiB chunks the fastest through p2pd."""
+MAX_REFUSED = 64
+MAX_REFUSED_PER_PEER = 4
+"""Streams beyond the limits that are answered "busy", in all and per peer; and streams that have not greeted yet."""
 
 
 @dataclass(frozen=True)
 class ServingLimits:
-    """streams: at once, in all and per peer. idle_s: without a request. stall_s: for a reader to take one piece."""
+    """streams: at once, in all and per peer. idle_s: without a request. stall_s: for a reader to take one piece.
+    upload, upload_per_peer: bytes/s of payloads; None: no limit. compress: see encoding.Compress.
+    """
 
     streams: int = 32
     streams_per_peer: int = 4
     idle_s: float = 120.0
     stall_s: float = 30.0
+    upload: float | None = None
+    upload_per_peer: float | None = None
+    compress: Compress = "auto"
 
 
-def serve_files(store: ContentStore, counters: Counters, *, limits: ServingLimits | None = None) -> StreamHandler:
+def serve_files(
+    store: ContentStore, counters: Counters, *, limits: ServingLimits | None = None, door: Door | None = None
+) -> StreamHandler:
     """A stream handler that answers the file protocol from ``store`` and counts what it sent in ``counters``.
+
+    ``door`` decides who is let in (everybody, without one); whoever is not learns nothing but that.
 
     What the store does not hold is answered with a status, never guessed. A peer that breaks the protocol is
     disconnected; nothing a peer sends raises out of the handler.
     """
     bounds = limits or ServingLimits()
-    open_streams: Counter[str] = Counter()
+    # Streams that are told "busy" have places of their own: otherwise one peer that opens many, each to be refused,
+    # would use up the places of all. Beyond those a stream is closed without a word.
+    # Those that have not greeted yet have others: strangers to a closed swarm use up none of its members' places.
+    greeting: Counter[str] = Counter()
+    served: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    gate = UploadGate(total=bounds.upload, per_peer=bounds.upload_per_peer)
+    compression = Compression(bounds.compress)
 
     async def handle(peer_id: str, stream: Stream) -> None:
-        busy = open_streams.total() >= bounds.streams or open_streams[peer_id] >= bounds.streams_per_peer
-        open_streams[peer_id] += 1
+        connection = _Connection(peer_id, stream, store, counters, bounds, door or OpenDoor(), gate, compression)
         try:
-            await _Connection(peer_id, stream, store, counters, bounds).run(busy=busy)
-        except (wire.BadFrame, TransportError) as error:
+            if greeting.total() >= MAX_REFUSED or greeting[peer_id] >= MAX_REFUSED_PER_PEER:
+                return
+            with _place(greeting, peer_id):
+                if not await connection.greet():
+                    return
+            busy = served.total() >= bounds.streams or served[peer_id] >= bounds.streams_per_peer
+            if busy and (refused.total() >= MAX_REFUSED or refused[peer_id] >= MAX_REFUSED_PER_PEER):
+                return
+            with _place(refused if busy else served, peer_id):
+                await connection.run(busy=busy)
+        except (RecordError, TransportError) as error:
             log.info("stream from %s ended: %s", peer_id, error)
-        finally:
-            open_streams[peer_id] -= 1
-            if not open_streams[peer_id]:
-                del open_streams[peer_id]
 
     return handle
+
+
+@contextmanager
+def _place(places: Counter[str], peer_id: str) -> Iterator[None]:
+    places[peer_id] += 1
+    try:
+        yield
+    finally:
+        places[peer_id] -= 1
+        if not places[peer_id]:
+            del places[peer_id]
 
 
 @dataclass(frozen=True)
@@ -66,13 +105,29 @@ class _Connection:
     store: ContentStore
     counters: Counters
     limits: ServingLimits
+    door: Door
+    gate: UploadGate
+    compression: Compression
+    reader: wire.RequestReader = field(default_factory=wire.RequestReader)
+
+    async def greet(self) -> bool:
+        """Whether the peer is let in."""
+        greeting_s = min(GREETING_S, self.limits.idle_s)
+        return await greet_client(
+            self.stream, self.reader, self.door, greeting_s=greeting_s, stall_s=self.limits.stall_s
+        )
 
     async def run(self, *, busy: bool) -> None:
         """Answer requests in order; while one response is being written, the next one is prepared."""
-        reader = wire.RequestReader()
+        self.door.enter(self.peer_id, self.stream)
+        try:
+            await self._serve(self.reader, busy=busy)
+        finally:
+            self.door.leave(self.peer_id, self.stream)
+
+    async def _serve(self, reader: wire.RequestReader, *, busy: bool) -> None:
         upcoming = asyncio.create_task(self._next(reader, busy=busy))
         try:
-            await self._write(wire.HELLO)
             while (item := await upcoming) is not None:
                 response, kind = item
                 if response.status == wire.Status.BUSY:
@@ -94,20 +149,27 @@ class _Connection:
             except (TimeoutError, StreamClosed):
                 return None
             requests = reader.receive(data)
+        self.door.check(self.peer_id)
         if busy:
             return wire.Response(wire.Status.BUSY), "blob"
         return await asyncio.to_thread(self._answer, requests[0])
 
     async def _send(self, response: wire.Response, kind: Kind) -> None:
         await self._write(response.header())
-        for start in range(0, len(response.payload), PIECE):
-            await self._write(memoryview(response.payload)[start : start + PIECE])
+        begun = time.perf_counter()
+        for start in range(0, len(response.payload), self.gate.piece):
+            piece = memoryview(response.payload)[start : start + self.gate.piece]
+            async with self.gate.turn(self.peer_id, len(piece)):
+                await self._write(piece)
         if response.status == wire.Status.OK:
+            self.compression.sent(self.peer_id, len(response.payload), time.perf_counter() - begun)
             self.counters.add("sent", self.peer_id, kind, wire=len(response.payload), logical=response.length)
 
     def _answer(self, request: wire.Request) -> tuple[wire.Response, Kind]:
         """Read, hash and perhaps compress; runs in a thread."""
         kind: Kind = "blob"
+        if not self.door.serves(request.digest):
+            return wire.Response(wire.Status.NOT_HELD), kind
         try:
             if request.kind == wire.RequestKind.BLOB:
                 data = self.store.read_blob(request.digest)
@@ -123,7 +185,13 @@ class _Connection:
             return wire.Response(wire.Status.NOT_HELD), kind
         if data is None:
             return wire.Response(wire.Status.NOT_HELD), kind
-        return wire.encode_payload(data), kind
+        # Manifests and plans are small and shrink by half; whether weights are worth it depends on the link.
+        compress = self.compression.pays(self.peer_id) or (kind == "blob" and self.limits.compress != "never")
+        begun = time.perf_counter()
+        response = wire.encode_payload(data, compress=compress)
+        if compress:
+            self.compression.packed(len(data), len(response.payload), time.perf_counter() - begun)
+        return response, kind
 
     async def _write(self, data: bytes | memoryview) -> None:
         try:

@@ -50,6 +50,27 @@ class PeerStatus:
 
 
 @dataclass(frozen=True)
+class NoticeStatus:
+    """What the organiser said last. ``contradicted``: two different notices bear this number, the stricter counts."""
+
+    number: int
+    state: str
+    revoked: tuple[str, ...]
+    message: str
+    contradicted: bool
+
+
+@dataclass(frozen=True)
+class OutlawStatus:
+    """A peer that signed two different records under one sequence, and on which it was proven."""
+
+    peer: str
+    kind: str
+    slot: str
+    seq: int
+
+
+@dataclass(frozen=True)
 class SwarmStatus:
     """`status --json` prints exactly this (docs/status.md)."""
 
@@ -58,6 +79,9 @@ class SwarmStatus:
     time: float
     peers: tuple[PeerStatus, ...]
     slots: tuple[SlotStatus, ...]
+    admission: str = "open"
+    notice: NoticeStatus | None = None
+    outlaws: tuple[OutlawStatus, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +131,30 @@ def swarm_status(node: SwarmNode) -> SwarmStatus:
         PeerStatus(peer, tuple(held), round(max(0.0, now - node.last_seen.get(peer, now)), 1))
         for peer, held in sorted(active.items())
     )
-    return SwarmStatus(node.plan_id, node.plan.name, round(now, 3), peers, tuple(slots))
+    standing = node.trusted.standing
+    notice = None
+    if standing.number:
+        notice = NoticeStatus(
+            standing.number,
+            standing.state,
+            tuple(sorted(standing.revoked)),
+            standing.message,
+            standing.contradicted,
+        )
+    return SwarmStatus(
+        node.plan_id,
+        node.plan.name,
+        round(now, 3),
+        peers,
+        tuple(slots),
+        admission=node.plan.admission,
+        notice=notice,
+        outlaws=tuple(
+            OutlawStatus(proof.signer, proof.kind, proof.slot, proof.seq)
+            for proof in sorted(node.trusted.proofs, key=lambda proof: proof.signer)
+            if proof.signer in node.trusted.notable
+        ),
+    )
 
 
 def status_from_dict(report: dict[str, Any]) -> SwarmStatus:
@@ -125,4 +172,9 @@ def status_from_dict(report: dict[str, Any]) -> SwarmStatus:
             )
             for item in report["slots"]
         ),
+        admission=report["admission"],
+        notice=NoticeStatus(**{**report["notice"], "revoked": tuple(report["notice"]["revoked"])})
+        if report["notice"]
+        else None,
+        outlaws=tuple(OutlawStatus(**item) for item in report["outlaws"]),
     )

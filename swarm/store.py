@@ -6,6 +6,7 @@
     <folder>/roots/<root>/partial/<name>, maps/<name>
                                         a file being fetched, and one bit a chunk: which chunks it has
     <folder>/pins.json                  roots that ``delete`` refuses, with the reason
+    <folder>/lock, in-use/<root>        locks between the processes that share the store (store_locks.py)
 
 The store trusts no byte it reads back: a chunk is hashed before it is served, a chunk map is only a hint which chunks
 of a partial file to hash when a download goes on. A file that fails its digest is set aside (``*.corrupt-N``), never
@@ -14,7 +15,7 @@ deleted. Everything here blocks: the event loop calls it through ``asyncio.to_th
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
 from paris_swarm.dht_schemas.manifest import FileEntry, check_file_name, check_unique_names, open_manifest
+from paris_swarm.swarm.partial_file import PartialFile, read_map
+from paris_swarm.swarm.store_locks import InUse, Use, alone, unused
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +57,23 @@ class StoredRoot:
 
 
 class ContentStore:
-    """Blobs and files by digest, in one folder.
+    """Blobs and files by digest, in one folder. Safe to use from several processes at once.
 
     Args:
         folder: made when missing.
+        limit: bytes that the files in it may have together before it takes in more from others; None: no limit.
+            Checkpoints trained here are links to the trainer's own files and always find room.
 
     Raises:
         OSError: no space or no permission; nothing already stored is lost.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
         self.folder = Path(folder)
-        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
-        (self.folder / "roots").mkdir(exist_ok=True)
+        self.limit = limit
+        for part in ("blobs", "roots", "in-use"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        self._being_fetched: weakref.WeakSet[PartialFile] = weakref.WeakSet()
 
     # ---- blobs --------------------------------------------------------------
 
@@ -105,8 +112,9 @@ class ContentStore:
         """
         root = blake3_hex(manifest)
         opened = open_manifest(manifest, root, cap_bytes=sys.maxsize)
-        self.put_files(root, opened.files, folder, kind="checkpoint")
-        self.put_blob(manifest)
+        with self.use(root):
+            self.put_files(root, opened.files, folder, kind="checkpoint")
+            self.put_blob(manifest)
         return root
 
     def put_files(self, root: str, entries: Sequence[FileEntry], folder: Path, *, kind: RootKind) -> None:
@@ -144,6 +152,15 @@ class ContentStore:
         index = self._index(root)
         return index is not None and all(self._whole(root, entry) for entry in index[1])
 
+    def holds_some(self, root: str) -> bool:
+        """Whether at least one file of a root is here in full length."""
+        index = self._index(root)
+        return index is not None and any(self._whole(root, entry) for entry in index[1])
+
+    def holds_file(self, root: str, entry: FileEntry) -> bool:
+        """Whether one file of a root is here in full length."""
+        return self._whole(root, entry)
+
     def entries(self, root: str) -> tuple[FileEntry, ...]:
         """The root's files. Raises FileNotFoundError for a root never begun."""
         index = self._index(root)
@@ -163,7 +180,7 @@ class ContentStore:
         absent: dict[str, tuple[int, ...]] = {}
         for entry in self.entries(root):
             if not self._whole(root, entry):
-                held = _read_map(self._map_path(root, entry.name), len(entry.chunks))
+                held = read_map(self._map_path(root, entry.name), len(entry.chunks))
                 absent[entry.name] = tuple(i for i in range(len(entry.chunks)) if i not in held)
         return absent
 
@@ -218,13 +235,50 @@ class ContentStore:
             atomic_write_json(self._root_path(root) / "index.json", {"v": 1, "kind": kind, "files": files})
 
     def open_partial(self, root: str, entry: FileEntry) -> PartialFile:
-        """Go on with a file (or start it): hashes the chunks its map claims. Close it, or ``finish`` it."""
-        return PartialFile(
+        """Go on with a file (or start it): hashes the chunks its map claims. Close it, or ``finish`` it.
+
+        Raises:
+            InUse: another task or process is fetching this file.
+            OSError: no space on the disk (ENOSPC), or none below the store's limit (EDQUOT).
+        """
+        path = self._root_path(root) / "partial" / check_file_name(entry.name)
+        if self.limit is not None and not path.exists():
+            used = self.used_bytes()
+            if used + entry.length > self.limit:
+                raise OSError(
+                    errno.EDQUOT,
+                    f"{entry.name} has {entry.length} bytes, the content store holds {used} and may hold {self.limit}: "
+                    "run `paris-swarm store gc`, or raise --store-limit",
+                    str(self.folder),
+                )
+        partial = PartialFile(
             entry,
-            partial=self._root_path(root) / "partial" / check_file_name(entry.name),
+            partial=path,
             chunk_map=self._map_path(root, entry.name),
             final=self._file_path(root, entry.name),
+            promised=sum(other.to_come for other in list(self._being_fetched) if other.path != path),
         )
+        self._being_fetched.add(partial)
+        return partial
+
+    def use(self, root: str) -> Use:
+        """Keep a root from being deleted, by this process or another, until the answer is released.
+
+        Raises:
+            InUse: it is being deleted at this moment.
+        """
+        return Use(self._in_use_path(root))
+
+    def used_bytes(self) -> int:
+        """Bytes of the files here: whole ones, and half-fetched ones at the length they will have."""
+        found = 0
+        for part in ("files", "partial"):
+            for path in (self.folder / "roots").glob(f"*/{part}/*"):
+                try:
+                    found += path.stat().st_size
+                except FileNotFoundError:
+                    continue  # it was moved into place, or deleted, meanwhile
+        return found
 
     # ---- keeping and letting go ---------------------------------------------------
 
@@ -263,29 +317,51 @@ class ContentStore:
 
     def pin(self, root: str, reason: str) -> None:
         """Keep a root: ``delete`` refuses it until it is unpinned."""
-        atomic_write_json(self.folder / "pins.json", {**self.pins(), _checked_digest(root): reason})
+        with alone(self.folder / "lock"):
+            atomic_write_json(self.folder / "pins.json", {**self.pins(), _checked_digest(root): reason})
 
     def unpin(self, root: str) -> None:
         """Let a root go; no error when it was not pinned."""
-        atomic_write_json(self.folder / "pins.json", {r: why for r, why in self.pins().items() if r != root})
+        with alone(self.folder / "lock"):
+            atomic_write_json(self.folder / "pins.json", {r: why for r, why in self.pins().items() if r != root})
 
-    def delete(self, root: str) -> None:
-        """Remove a root, its manifest and its partial files. Raises ValueError when it is pinned."""
-        reason = self.pins().get(root)
-        if reason is not None:
-            raise ValueError(f"root {root} is pinned ({reason}): unpin it first")
-        path = self._root_path(root)
-        if path.exists():
-            # Renamed first: a half-deleted root must not look like one to serve or to go on with.
-            doomed = Path(tempfile.mkdtemp(prefix="deleted-", dir=self.folder))
-            os.replace(path, doomed / root)
+    def delete(self, root: str, *, blob: bool = True) -> None:
+        """Remove a root and its partial files, and its manifest too unless ``blob`` is False.
+
+        Raises:
+            ValueError: it is pinned.
+            InUse: a task or a process is fetching, checking or laying out its files.
+        """
+        with alone(self.folder / "lock"), unused(self._in_use_path(root)):
+            reason = self.pins().get(root)
+            if reason is not None:
+                raise ValueError(f"root {root} is pinned ({reason}): unpin it first")
+            path = self._root_path(root)
+            doomed = None
+            if path.exists():
+                # Renamed first: a half-deleted root must not look like one to serve or to go on with.
+                doomed = Path(tempfile.mkdtemp(prefix="deleted-", dir=self.folder))
+                os.replace(path, doomed / root)
+            if blob:
+                self._blob_path(root).unlink(missing_ok=True)
+        if doomed is not None:
             shutil.rmtree(doomed)
-        self._blob_path(root).unlink(missing_ok=True)
+
+    def in_use(self, root: str) -> bool:
+        """Whether a task or a process is at work on a root's files right now."""
+        try:
+            with unused(self._in_use_path(root)):
+                return False
+        except InUse:
+            return True
 
     # ---- inside ---------------------------------------------------------------------
 
     def _blob_path(self, digest: str) -> Path:
         return self.folder / "blobs" / _checked_digest(digest)
+
+    def _in_use_path(self, root: str) -> Path:
+        return self.folder / "in-use" / _checked_digest(root)
 
     def _root_path(self, root: str) -> Path:
         return self.folder / "roots" / _checked_digest(root)
@@ -315,108 +391,6 @@ class ContentStore:
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read (%s); set aside as %s", path, error, quarantine(path).name)
             return None
-
-
-class PartialFile:
-    """One file being fetched: chunks in any order, each hashed before it is written.
-
-    Attributes:
-        entry: what the file has to become.
-    """
-
-    def __init__(self, entry: FileEntry, *, partial: Path, chunk_map: Path, final: Path) -> None:
-        self.entry = entry
-        self._partial, self._map_path, self._final = partial, chunk_map, final
-        self._lock = threading.Lock()
-        self._held: set[int] = set()
-        claimed = _read_map(chunk_map, len(entry.chunks))
-        self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            if entry.length and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, entry.length)  # no space is said now, not after an hour
-            os.ftruncate(self._fd, entry.length)
-            for index in sorted(claimed):
-                if blake3_hex(self._read(index)) == entry.chunks[index]:
-                    self._held.add(index)
-            if self._held != claimed:
-                log.warning("%s: %d chunks changed on disk", partial, len(claimed) - len(self._held))
-            self._write_map()
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def complete(self) -> bool:
-        """Whether every chunk is here; ``finish`` then makes the file whole."""
-        return len(self._held) == len(self.entry.chunks)
-
-    @property
-    def missing(self) -> list[int]:
-        """Indices of chunks still to come, ascending."""
-        return [index for index in range(len(self.entry.chunks)) if index not in self._held]
-
-    def size(self, index: int) -> int:
-        """Bytes of one chunk; only the last one may be shorter than CHUNK."""
-        return min(CHUNK, self.entry.length - index * CHUNK)
-
-    def write(self, index: int, data: bytes) -> None:
-        """Hash a chunk and write it. Raises DigestMismatch, in which case nothing was written."""
-        if len(data) != self.size(index) or blake3_hex(data) != self.entry.chunks[index]:
-            raise DigestMismatch(f"chunk {index} of {self.entry.name} does not match its digest")
-        view, offset = memoryview(data), index * CHUNK
-        # Locked whole: a close from another thread must not hand this descriptor's number to another file meanwhile.
-        with self._lock:
-            if self._fd < 0:
-                raise ValueError(f"{self.entry.name} was closed")
-            while len(view):
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
-            self._held.add(index)
-            self._write_map()
-
-    def finish(self) -> Path:
-        """Make the file whole: flush, move into place, drop the map. Raises ValueError while chunks are missing."""
-        if self.missing:
-            raise ValueError(f"{self.entry.name} still misses {len(self.missing)} chunks")
-        os.fsync(self._fd)
-        self.close()
-        # Two downloads of one root in one process share the partial file: whoever is first moves it.
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self._partial, self._final)
-        self._map_path.unlink(missing_ok=True)
-        return self._final
-
-    def close(self) -> None:
-        """Let go of the file; what was written stays for the next time."""
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-
-    def __enter__(self) -> PartialFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _read(self, index: int) -> bytes:
-        return os.pread(self._fd, self.size(index), index * CHUNK)
-
-    def _write_map(self) -> None:
-        bits = bytearray(-(-len(self.entry.chunks) // 8))
-        for index in self._held:
-            bits[index // 8] |= 1 << index % 8
-        # Not synced: after a power cut the map may claim too much or too little, and both are found out by hashing.
-        with open(self._map_path, "wb") as file:
-            file.write(bits)
-
-
-def _read_map(path: Path, chunks: int) -> set[int]:
-    try:
-        bits = path.read_bytes()
-    except FileNotFoundError:
-        return set()
-    return {index for index in range(min(chunks, 8 * len(bits))) if bits[index // 8] >> index % 8 & 1}
 
 
 def _bad_chunks(path: Path, entry: FileEntry) -> list[str]:

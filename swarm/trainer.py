@@ -6,10 +6,10 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from paris_swarm.dht_schemas.records import Announcement
 
@@ -26,12 +26,16 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class TrainedCheckpoint:
-    """A whole checkpoint folder on disk, with the probe loss measured on it."""
+    """A whole checkpoint folder on disk, with the probe loss measured on it.
+
+    facts: what the trainer knows of its provenance (SPEC.md, "Training provenance"); empty where it does not say.
+    """
 
     step: int
     folder: Path
     files: tuple[str, ...]
     probe_loss: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,5 +66,5 @@ Purpose = Literal["resume", "assemble"]
 CheckCheckpoint = Callable[[str, Path, Announcement, Purpose], Awaitable[float]]
 """(slot, folder, announcement, purpose) -> own probe loss; raises RecordError when the weights do not hold."""
 
-LocalCheckpoint = Callable[[Path], tuple[Path, int] | None]
-"""Newest whole checkpoint folder under a work folder and its step."""
+LocalCheckpoint = Callable[[Path], tuple[Path, int, str | None] | None]
+"""Newest whole checkpoint folder under a work folder, its step, and the root that its run began from."""

@@ -13,16 +13,17 @@ the transport's own ``start`` makes streams work; ``join_dht(check)`` joins the 
      ├─ StreamClosed           the other end closed before the bytes came (in libp2p a cut looks like a clean end)
      ├─ Stalled                no bytes within the stall time
      ├─ NotHeld                the peer does not hold these bytes (any more)
+     ├─ TurnedAway             the peer does not let this node in
      ├─ Busy                   the peer serves as many streams as it wants to
      └─ NoSource               every source was tried; ``failures`` says what each one did
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-FILE_PROTOCOL = "/paris-swarm/files/1"
+FILE_PROTOCOL = "/paris-swarm/files/2"
 """The one libp2p stream protocol of this project (wire.py)."""
 
 
@@ -52,6 +53,12 @@ class Stalled(TransportError):
 
 class NotHeld(TransportError):
     """The peer does not hold the bytes it was asked for."""
+
+
+class TurnedAway(TransportError):
+    """The peer does not let this node in: the swarm is closed and this peer id is not admitted, or no longer, or that
+    peer blocks it. Ask the organiser for an invite made for this peer id (`paris-swarm identity show` prints it).
+    """
 
 
 class Busy(TransportError):
@@ -102,8 +109,12 @@ class Transport(Protocol):
 
     # ---- records: after join_dht
 
-    async def join_dht(self, check: RecordCheck) -> None:
-        """Join the DHT; every record stored here or read from others passes ``check`` first."""
+    async def join_dht(self, check: RecordCheck, *, reserved: Collection[str] = ()) -> None:
+        """Join the DHT; every record stored here or read from others passes ``check`` first.
+
+        Args:
+            reserved: subkeys that find room here even where a flood has filled a key (R-DHT-8).
+        """
 
     async def store(self, key: str, subkey: str, value: bytes, until: float) -> bool:
         """Store a record on this node and on the nodes nearest to the key until ``until`` (Unix s).
@@ -160,6 +171,9 @@ class Transport(Protocol):
 
     async def clock_offset(self) -> float | None:
         """Seconds to add to this clock to agree with the median peer; None when no peer answered."""
+
+    def population(self) -> int:
+        """Estimated number of nodes of the DHT, this one included (crowd.py); 1 before join_dht."""
 
     def alive(self) -> bool:
         """Whether the daemon runs. False after it died, however it died, and after close()."""

@@ -1,19 +1,23 @@
-"""The file protocol ``/paris-swarm/files/1``, sans I/O: bytes in, requests or responses out; no socket, no clock.
+"""The file protocol ``/paris-swarm/files/2``, sans I/O: bytes in, requests or responses out; no socket, no clock.
 
-All integers are big-endian. Either side MUST open with a hello and MUST NOT send anything before it; a client MAY send
-requests without waiting for the server's hello.
+All integers are big-endian. Either side opens with a hello and one greeting (greeting.py says what is in it) and sends
+nothing before them (R-WIRE-3). The server MUST NOT send its own before it has judged the client's; the client MUST NOT
+send a request before it has judged the server's.
 
-    hello     8 bytes   "PSWF" | version u16 = 1 | reserved u16 = 0
+    hello     8 bytes   "PSWF" | version u16 = 2 | reserved u16 = 0
+    greeting  8 bytes   verdict u8 (0 welcome, 1 not admitted) | reserved u8 = 0, u16 = 0 | length u32, then the payload
     request  40 bytes   kind u8 (1 blob, 2 chunk) | reserved u8 = 0 | file u16 | chunk u32 | digest 32 bytes
-    response 12 bytes   status u8 | encoding u8 (0 raw, 1 zstd) | reserved u16 = 0 | length u32 | payload u32, payload
+    response 12 bytes   status u8 | encoding u8 (0 to 3) | reserved u16 = 0 | length u32 | payload u32, payload
 
-  W1  a blob request names a blob by its BLAKE3 digest (plan.json by plan id, a manifest by its root); file = chunk = 0
-  W2  a chunk request names (root or plan id, index of the file in its manifest or plan, index of the chunk)
-  W3  responses come in the order of the requests; a response nobody asked for is an error
-  W4  status 0 ok, 1 not held, 2 busy, 3 damaged (the server's own copy fails its digest); all but 0 carry nothing
-  W5  length is what the payload stands for, at most what the request can ask for; raw: payload = length;
-      zstd: one frame that states its content size = length, payload < length. Nothing longer is ever allocated
-  W6  the digest decides: a receiver MUST hash what it got before using it
+  R-WIRE-4  a blob request names a blob by its digest (plan.json by plan id, a manifest by its root); file = chunk = 0
+  R-WIRE-5  a chunk request names (root or plan id, index of the file in its manifest or plan, index of the chunk)
+  R-WIRE-6  responses come in the order of the requests; a response nobody asked for is an error
+  R-WIRE-7  status 0 ok, 1 not held, 2 busy, 3 damaged (the server's own copy fails its digest); all but 0 carry nothing
+  R-WIRE-8  length is what the payload stands for, at most what the request can ask for; raw: payload = length;
+      encoding 1: one zstd frame that states its content size = length, payload < length; 2 and 3: the same over the
+      byte planes of elements of 2 and 4 bytes (encoding.py). Nothing longer is ever allocated
+  R-WIRE-2  the digest decides: a receiver MUST hash what it got before using it
+  R-WIRE-9  a greeting has at most 128 KiB; after a verdict other than welcome its sender sends nothing more and closes
 
 An error is final: a reader that raised BadFrame raises it again for everything after.
 """
@@ -24,27 +28,25 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
-from enum import IntEnum
-
-import zstandard
+from enum import Enum, IntEnum, auto
 
 from paris_swarm.dht_schemas.digest import CHUNK
 from paris_swarm.dht_schemas.errors import RecordError
+from paris_swarm.dht_schemas.greeting import MAX_GREETING
+from paris_swarm.swarm.encoding import best_width, pack, unpack
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"PSWF"
 MAX_PAYLOAD = CHUNK
 """Largest payload of any response, bytes: one chunk. Plans and manifests (at most 1 MiB) fit."""
 
 _HELLO = struct.Struct(">4sHH")
+_GREETING = struct.Struct(">BBHI")
 _REQUEST = struct.Struct(">BBHI32s")
 _RESPONSE = struct.Struct(">BBHII")
 
 HELLO = _HELLO.pack(MAGIC, VERSION, 0)
 REQUEST_SIZE = _REQUEST.size
-
-_ZSTD_LEVEL = 1
-_WORTHWHILE = 0.9
 
 
 class BadFrame(RecordError):
@@ -69,11 +71,41 @@ class Status(IntEnum):
     DAMAGED = 3
 
 
+class Verdict(IntEnum):
+    """What the sender of a greeting makes of the other end."""
+
+    WELCOME = 0
+    NOT_ADMITTED = 1
+
+
 class Encoding(IntEnum):
     """How a payload is written."""
 
     RAW = 0
     ZSTD = 1
+    PLANES_2 = 2
+    PLANES_4 = 3
+
+
+@dataclass(frozen=True)
+class GreetingFrame:
+    """The one greeting of either side. payload: canonical JSON, or empty when there is nothing to say."""
+
+    payload: bytes = b""
+    verdict: Verdict = Verdict.WELCOME
+
+    def to_bytes(self) -> bytes:
+        """Hello and greeting as they open a stream. Raises ValueError for a payload above MAX_GREETING."""
+        if len(self.payload) > MAX_GREETING:
+            raise ValueError(f"a greeting of {len(self.payload)} bytes; the most is {MAX_GREETING}")
+        return HELLO + _GREETING.pack(self.verdict, 0, 0, len(self.payload)) + self.payload
+
+
+OPENING = GreetingFrame().to_bytes()
+"""Hello and an empty greeting."""
+
+
+_WIDTHS = {Encoding.ZSTD: 1, Encoding.PLANES_2: 2, Encoding.PLANES_4: 4}
 
 
 @dataclass(frozen=True)
@@ -107,13 +139,24 @@ class Response:
         return _RESPONSE.pack(self.status, self.encoding, 0, self.length, len(self.payload))
 
 
+class _Opening(Enum):
+    """How far the opening of a stream has come."""
+
+    HELLO = auto()
+    GREETING_HEAD = auto()
+    GREETING = auto()
+    DONE = auto()
+
+
 class _Reader(ABC):
     """Gathers exactly the bytes of the next piece. ``wants`` is how many are still missing (0: nothing is due)."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._gathered = 0
-        self._greeted = False
+        self._opening = _Opening.HELLO
+        self._greeting_head = (Verdict.WELCOME, 0)
+        self._greeting: GreetingFrame | None = None
         self._failed: BadFrame | None = None
 
     @abstractmethod
@@ -123,8 +166,23 @@ class _Reader(ABC):
     @property
     def wants(self) -> int:
         """How many bytes to read before anything can come out; never more than one payload."""
-        due = self._next_size() if self._greeted else _HELLO.size
-        return max(0, due - self._gathered)
+        return max(0, self._due() - self._gathered)
+
+    @property
+    def greeting(self) -> GreetingFrame | None:
+        """What the other end said of itself; None until all of it has come."""
+        return self._greeting
+
+    def _due(self) -> int:
+        match self._opening:
+            case _Opening.HELLO:
+                return _HELLO.size
+            case _Opening.GREETING_HEAD:
+                return _GREETING.size
+            case _Opening.GREETING:
+                return self._greeting_head[1]
+            case _Opening.DONE:
+                return self._next_size()
 
     def _take(self, data: bytes | memoryview) -> None:
         """Cut incoming bytes into pieces; each piece may change the size of the next one."""
@@ -146,14 +204,33 @@ class _Reader(ABC):
                 if self.wants == 0:
                     piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
                     self._pieces, self._gathered = [], 0
-                    if self._greeted:
+                    if self._opening is _Opening.DONE:
                         self._piece(piece)
                     else:
-                        _check_hello(piece)
-                        self._greeted = True
+                        self._open(piece)
         except BadFrame as error:
             self._failed = error
             raise
+
+    def _open(self, piece: bytes) -> None:
+        """Hello, head of the greeting, greeting."""
+        if self._opening is _Opening.HELLO:
+            _check_hello(piece)
+            self._opening = _Opening.GREETING_HEAD
+            return
+        if self._opening is _Opening.GREETING_HEAD:
+            verdict, reserved, reserved_too, length = _GREETING.unpack(piece)
+            if verdict not in iter(Verdict) or reserved or reserved_too:
+                raise BadFrame(f"a greeting of unknown verdict {verdict} (reserved {reserved}, {reserved_too})")
+            if length > MAX_GREETING:
+                raise BadFrame(f"a greeting of {length} bytes; the most is {MAX_GREETING}")
+            self._greeting_head = (Verdict(verdict), length)
+            self._opening = _Opening.GREETING
+            if length > 0:
+                return
+            piece = b""
+        self._greeting = GreetingFrame(piece, self._greeting_head[0])
+        self._opening = _Opening.DONE
 
     @abstractmethod
     def _piece(self, piece: bytes) -> None:
@@ -161,7 +238,7 @@ class _Reader(ABC):
 
 
 class RequestReader(_Reader):
-    """The server's ear: hello, then requests."""
+    """The server's ear: hello, greeting, then requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +263,7 @@ class RequestReader(_Reader):
 
 
 class ResponseReader(_Reader):
-    """The client's ear: hello, then one response for each expected one, in order."""
+    """The client's ear: hello, greeting, then one response for each expected one, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,30 +322,26 @@ def _check_hello(piece: bytes) -> None:
         raise BadFrame(f"the peer speaks version {version} of the file protocol, this node speaks {VERSION}")
 
 
-def encode_payload(data: bytes) -> Response:
-    """The response for ``data``: zstd level 1 when that is at least a tenth smaller, raw otherwise."""
+def encode_payload(data: bytes, *, compress: bool = True) -> Response:
+    """The response for ``data``: packed when that makes it at least a twentieth smaller, else (or unless ``compress``)
+    raw.
+    """
     if len(data) > MAX_PAYLOAD:
         raise ValueError(f"{len(data)} bytes do not fit one response; the most is {MAX_PAYLOAD}")
-    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(data)
-    if len(packed) <= _WORTHWHILE * len(data):
-        return Response(Status.OK, Encoding.ZSTD, len(data), packed)
+    width = best_width(data) if compress and data else None
+    if width is not None:
+        packed = pack(data, width)
+        if len(packed) < len(data):
+            encoding = next(encoding for encoding, of in _WIDTHS.items() if of == width)
+            return Response(Status.OK, encoding, len(data), packed)
     return Response(Status.OK, Encoding.RAW, len(data), data)
 
 
 def decode_payload(response: Response) -> bytes:
-    """The bytes an OK response stands for, exactly ``length`` of them. Raises BadFrame (W5)."""
+    """The bytes an OK response stands for, exactly ``length`` of them. Raises BadFrame (R-WIRE-8)."""
     if response.encoding == Encoding.RAW:
         return response.payload
     try:
-        # The frame's own statement is checked first: zstandard allocates what the frame states.
-        stated = zstandard.get_frame_parameters(response.payload).content_size
-        if stated != response.length:
-            raise BadFrame(f"a zstd frame of {stated} bytes where {response.length} were declared")
-        data: bytes = zstandard.ZstdDecompressor().decompress(
-            response.payload, max_output_size=response.length, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
-        raise BadFrame(f"a payload that zstd cannot read: {error}") from error
-    if len(data) != response.length:
-        raise BadFrame(f"a zstd frame of {len(data)} bytes where {response.length} were declared")
-    return data
+        return unpack(response.payload, _WIDTHS[response.encoding], response.length)
+    except ValueError as error:
+        raise BadFrame(str(error)) from error

@@ -21,6 +21,7 @@ def show(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
     shared.answer(
         {"peer": identity.peer_id, "path": str(owner.identity_path)},
         f"Peer id  {identity.peer_id}\nKey      {owner.identity_path} (mode 0600; whoever reads it is this peer)\n"
+        "The organiser of a closed swarm needs the peer id to make your invite.\n"
         "Back it up with: paris-swarm identity export FILE",
     )
 

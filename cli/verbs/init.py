@@ -35,6 +35,9 @@ def init(
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Protected claims a slot may have.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the partition, the probe set and the initial weights.")] = 0,
+    invited: Annotated[
+        bool, typer.Option("--invited", help="A closed swarm: only peers admitted with `paris-swarm invite` count.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,6 +45,7 @@ def init(
     shared = settings(context, home, as_json)
     from paris_swarm.cli.planning import PlanOptions, partition_dict, write_plan
     from paris_swarm.cli.views import partition_table
+    from paris_swarm.dht_schemas.admission import seal_token
     from paris_swarm.expert.data.shards import PreparedData
 
     owner = shared.open_home()
@@ -60,6 +64,7 @@ def init(
         replicas=replicas,
         guidance=guidance if guidance is not None else 1.5 if recipe == "tiny" else 7.5,
         created=int(time.time()),
+        admission="invited" if invited else "open",
     )
     prepared = PreparedData.open(data)
     with shared.console.status("Preparing the plan ...") as status:
@@ -71,6 +76,8 @@ def init(
             sealed_folder=lambda plan_id: owner.swarm(plan_id).path,
             say=lambda text: status.update(f"{text[0].upper()}{text[1:]} ..."),
         )
+    if invited:
+        owner.swarm(report.plan_id).store_token(seal_token(owner.identity(), report.plan_id, owner.identity().peer_id))
     invite = f"paris:{report.plan_id}"
     shared.console.print(partition_table(report.partition))
     shared.answer(
@@ -79,6 +86,7 @@ def init(
             "folder": str(out),
             "invite": invite,
             "organiser": owner.identity().peer_id,
+            "admission": options.admission,
             "partition": partition_dict(report.partition),
             "bars": {slot: bars.model_dump() for slot, bars in report.bars.items()},
             "sealed_probe": str(report.sealed),
@@ -88,8 +96,14 @@ def init(
                 *(f"Warning: {warning}" for warning in report.partition.warnings),
                 f"Plan written to {out}, signed by {owner.identity().peer_id}; example pictures: {out}/cluster-*.png",
                 f"The sealed half of the probe set stays with you: {report.sealed}",
+                "Publish that file when training has ended: anyone can then `paris-swarm verify MODEL --sealed FILE`.",
                 f"Invite (nobody serves it yet): {invite}",
                 f"Next: paris-swarm bootstrap {out}",
+                *(
+                    [f"Only invited peers get in: paris-swarm invite PEER_ID --plan {out} prints a peer's own invite"]
+                    if invited
+                    else []
+                ),
             ]
         ),
     )

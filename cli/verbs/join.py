@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperCommand
 
 from paris_swarm.cli.exits import Usage
-from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
+from paris_swarm.cli.settings import (
+    AllowOption,
+    BlockOption,
+    CompressOption,
+    DeviceOption,
+    DirectOption,
+    DirectPortOption,
+    HomeOption,
+    JsonOption,
+    StoreLimitOption,
+    UploadOption,
+    settings,
+)
 
 CLAIM = "--claim-cluster"
 
@@ -60,9 +72,20 @@ def join(
     public: Annotated[
         bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")
     ] = False,
+    keep_checkpoints: Annotated[
+        int,
+        typer.Option(min=2, help="Own published checkpoints to go on serving; an audit needs one and its parent."),
+    ] = 2,
     exit_when_done: Annotated[
         bool, typer.Option("--exit-when-done", help="End once nothing is left to train, instead of serving on.")
     ] = False,
+    upload_limit: UploadOption = None,
+    store_limit: StoreLimitOption = None,
+    direct: DirectOption = True,
+    direct_port: DirectPortOption = 0,
+    compress: CompressOption = "auto",
+    allow: AllowOption = None,
+    block: BlockOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,15 +93,19 @@ def join(
     shared = settings(context, home, as_json)
     import asyncio
 
-    from paris_swarm.cli.connect import resolve_invite
+    from paris_swarm.cli.connect import Roads, resolve_invite
+    from paris_swarm.cli.own_cluster import claimed_cluster
     from paris_swarm.cli.peer_session import SessionOptions, run_session
+    from paris_swarm.cli.sizes import parse_limits
 
+    upload, store = parse_limits(upload_limit, store_limit)
     owner = shared.open_home()
     wanted = resolve_invite(invite, owner)
     if (claim_cluster is not None or claim_router) and data is None:
         raise Usage("training needs --data DATA: a folder written by `paris-swarm prepare`")
     if claim_cluster is not None and claim_cluster != "auto":
         claim_cluster = str(int(claim_cluster))
+    claim_cluster = claimed_cluster(claim_cluster, data, wanted.plan_id)
     options = SessionOptions(
         invite=wanted,
         cluster=claim_cluster,
@@ -89,6 +116,11 @@ def join(
         listen=listen,
         public=public,
         exit_when_done=exit_when_done,
+        lists=owner.peer_lists(allow, block),
+        keep_checkpoints=keep_checkpoints,
+        upload_limit=upload,
+        store_limit=store,
+        roads=Roads(direct, direct_port, compress),
     )
     with owner.locked():
         asyncio.run(run_session(shared, owner, options))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
+from paris_swarm.cli.sizes import parse_size
 
 
 def sample(
@@ -17,8 +18,11 @@ def sample(
     folder: Annotated[Path, typer.Argument(help="Folder written by `assemble`.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; may be given several times.")],
     count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
-    strategy: Annotated[str, typer.Option(help="top-1, top-2, ... or full.")] = "top-1",
-    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 50,
+    strategy: Annotated[
+        str, typer.Option(help="top-1, top-2, ..., full, threshold-TAU, adaptive, sample or nucleus-P.")
+    ] = "top-1",
+    sampler: Annotated[str, typer.Option(help="euler, heun or dpm++ (the last needs diffusers).")] = "euler",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale; 1 means none (default: what the plan recommends).")
     ] = None,
@@ -27,7 +31,13 @@ def sample(
         "samples.png"
     ),
     scale: Annotated[int, typer.Option(min=1, max=32, help="Enlarge every pixel this many times.")] = 6,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Expert weights kept in memory, e.g. 2GB (default: all that are used).")
+    ] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="PNG to write beside it: which expert drew at which step.")
+    ] = None,
     device: DeviceOption = "auto",
     plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
     home: HomeOption = None,
@@ -47,7 +57,13 @@ def sample(
 
     if any(not text.strip() for text in prompt):
         raise ValueError("--prompt is empty: say what to draw")
-    assembled = open_folder(folder, plan_id=plan, device=pick_device(device), allow_missing=allow_missing)
+    assembled = open_folder(
+        folder,
+        plan_id=plan,
+        device=pick_device(device),
+        allow_missing=allow_missing,
+        memory_budget=None if memory_budget is None else parse_size(memory_budget, option="--memory-budget"),
+    )
     signed_plan = assembled.verified.plan.plan
     if guidance is None:
         guidance = recommended_guidance(signed_plan.model_extra or {})
@@ -63,6 +79,7 @@ def sample(
             lengths,
             n=count,
             strategy=strategy,
+            sampler=sampler,
             steps=steps,
             guidance=guidance,
             seed=seed,
@@ -72,6 +89,7 @@ def sample(
         prompts=prompt,
         seed=seed,
         strategy=strategy,
+        sampler=sampler,
         steps=steps,
         guidance=guidance,
         plan_id=assembled.plan_id,
@@ -82,6 +100,14 @@ def sample(
     )
     columns = grid_columns(len(pictures.images))
     write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
+    if trace is not None:
+        from paris_swarm.dht_schemas.files import atomic_write
+        from paris_swarm.router.png import png_bytes
+        from paris_swarm.router.trace import trace_picture
+
+        atomic_write(
+            trace, png_bytes(trace_picture(pictures.weights, [each for each in prompt for _ in range(count)]), text)
+        )
     if not shared.as_json and shared.console.is_terminal:
         width = shared.console.width
         fits = max(1, min(columns, width // (assembled.shape[2] + 2)))
@@ -90,9 +116,11 @@ def sample(
     shared.answer(
         {
             "png": str(out),
+            "trace": None if trace is None else str(trace),
             "prompts": prompt,
             "seed": seed,
             "strategy": strategy,
+            "sampler": sampler,
             "steps": steps,
             "guidance": guidance,
             "plan": assembled.plan_id,

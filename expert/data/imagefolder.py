@@ -10,30 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import struct
-import warnings
-import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
+from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, captioned, first_line
 from paris_swarm.expert.data.shards import row_digest
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_METADATA_BYTES = 1 << 30
-MAX_IMAGE_BYTES = 1 << 28
-MAX_PIXELS = 100_000_000
-"""A larger picture is skipped before it is decoded: a few kilobytes can unpack to gigabytes."""
-
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-# Everything Pillow's decoders raise on damaged input, as seen by feeding them damaged input.
-_BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError,
-    struct.error, zlib.error,
-)  # fmt: skip
 
 
 class ImageFolderSource:
@@ -47,11 +34,15 @@ class ImageFolderSource:
         self._folder = Path(folder)
         self._resolution, self._count, self._strict = resolution, count, strict
         if not self._folder.is_dir():
-            raise PrepareError(f"{folder} is not a folder: give 'dicebear' or a folder with images and metadata.jsonl")
+            raise PrepareError(
+                f"{folder} is not a folder with images: give 'dicebear', a folder with images and metadata.jsonl, "
+                "parquet files, a saved dataset or webdataset tars"
+            )
         found = [name for name in METADATA if (self._folder / name).is_file()]
         if not found:
             raise PrepareError(
-                f"{folder} has no {METADATA[0]} or {METADATA[1]}: add one with a file_name and a text for each image"
+                f"{folder} has no {METADATA[0]} or {METADATA[1]}: add one with a file_name and a text for each image "
+                "(and it holds no parquet files, saved dataset or tars)"
             )
         if len(found) > 1:
             raise PrepareError(f"{folder} has both {found[0]} and {found[1]}: keep one of them")
@@ -99,22 +90,14 @@ class ImageFolderSource:
         path = self._folder / name
         if why := _outside(name) or _unusable(path, self._folder):
             return Skipped(name, why)
-        text = " ".join(text.split())
-        if not text:
-            return Skipped(name, "has no caption")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            return Skipped(name, "has a caption that is not valid Unicode")
-        try:
-            pixels = _decode(path, self._resolution)
-        except _BROKEN as error:
-            return Skipped(name, f"cannot be decoded as an image ({_first_line(error)})")
-        digest = row_digest(pixels, text).tobytes()
+        item = captioned(name, path, text, self._resolution)
+        if isinstance(item, Skipped):
+            return item
+        digest = row_digest(item.pixels, item.record["text"]).tobytes()
         if digest in seen:
             return Skipped(name, f"is the same picture with the same caption as {seen[digest]}")
         seen[digest] = name
-        return Captioned(pixels, {"text": text, "file": name})
+        return item
 
 
 def _read_metadata(path: Path) -> Iterator[dict[str, str] | Skipped]:
@@ -149,7 +132,7 @@ def _jsonl_entries(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, f"is not JSON ({_first_line(error)})"
+            yield number, f"is not JSON ({first_line(error)})"
             continue
         yield number, entry if isinstance(entry, dict) else "is not a JSON object"
 
@@ -191,48 +174,9 @@ def _unusable(path: Path, folder: Path) -> str | None:
             return "is not a file"
         size = path.stat().st_size
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        return f"cannot be opened ({_first_line(error)})"
+        return f"cannot be opened ({first_line(error)})"
     if size == 0:
         return "is empty (0 bytes)"
     if size > MAX_IMAGE_BYTES:
         return f"is larger than {MAX_IMAGE_BYTES >> 20} MiB"
     return None
-
-
-def _decode(path: Path, resolution: int) -> np.ndarray:
-    """uint8 [resolution, resolution, 3]: upright, on white where it is transparent, centre-cropped, Lanczos."""
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own size warning; MAX_PIXELS decides
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels is too large")
-                image.load()
-                picture = ImageOps.exif_transpose(image)
-        except Image.DecompressionBombError:
-            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels is too large") from None
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel, which Pillow would clip to white
-        values = np.asarray(picture, dtype=np.float64)
-        picture = Image.fromarray((values / max(values.max(), 1.0) * 255).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    picture = picture.resize(
-        (resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side), reducing_gap=3.0
-    )
-    return np.array(picture, dtype=np.uint8)
-
-
-def _first_line(error: BaseException) -> str:
-    """An error's own words, short, with no path of this machine in them."""
-    words = str(error).strip().split("\n")[0]
-    if isinstance(error, OSError) and error.strerror:
-        words = error.strerror
-    if words.startswith("cannot identify image file"):
-        words = "no known image format"
-    return (words or type(error).__name__)[:160]

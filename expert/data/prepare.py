@@ -32,8 +32,10 @@ from paris_swarm.expert.data.encoders import (
     TextEncoder,
     encoder_record,
 )
-from paris_swarm.expert.data.imagefolder import ImageFolderSource
+from paris_swarm.expert.data.imagefolder import METADATA, ImageFolderSource
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, Source
+from paris_swarm.expert.data.tables import TableSource, is_saved_dataset, parquet_files
+from paris_swarm.expert.data.tars import TarSource, tar_files
 
 DICEBEAR = "dicebear"
 DEFAULT_COUNT = 4096
@@ -61,6 +63,17 @@ class PrepareReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OnlyRows:
+    """Which rows to keep, judged by their features before anything is written about them.
+
+    keeps: features float32 [b, F] -> bool [b]; note: what the manifest says about it, under "kept".
+    """
+
+    keeps: Callable[[np.ndarray], np.ndarray]
+    note: dict[str, Any]
+
+
 def prepare(
     source: str | Path,
     out: str | Path,
@@ -70,18 +83,23 @@ def prepare(
     seed: int = 0,
     strict: bool = False,
     families: Sequence[str] = DEFAULT_FAMILIES,
+    image_column: str | None = None,
+    text_column: str | None = None,
     workers: int = 1,
     text_encoder: TextEncoder | None = None,
     feature_encoder: FeatureEncoder | None = None,
     shard_rows: int = shards.SHARD_ROWS,
+    only: OnlyRows | None = None,
     on_progress: Progress | None = None,
 ) -> PrepareReport:
-    """Write the images of ``source`` ("dicebear", or a folder in ImageFolder form) to the folder ``out``.
+    """Write the images of ``source`` to the folder ``out``.
 
-    ``count`` defaults to 4096 drawn images, or to all images of a folder. ``seed`` and ``families`` are for
-    "dicebear"; ``strict`` refuses a folder with a file that would be skipped. ``workers`` processes draw and as many
-    threads encode (with more than one, call from under ``if __name__ == "__main__"``). A previous output of
-    ``prepare`` at ``out`` is replaced, anything else there is refused.
+    ``source``: "dicebear"; a folder in ImageFolder form; parquet files or a folder saved by `datasets`, whose columns
+    may be named; or webdataset tars. ``count`` defaults to 4096 drawn images, or to all there are. ``seed`` and
+    ``families`` are for "dicebear"; ``strict`` refuses a source with a row that would be skipped. ``workers``
+    processes draw and as many threads encode (with more than one, call from under ``if __name__ == "__main__"``). A
+    previous output of ``prepare`` at ``out`` is replaced, anything else there is refused. ``only`` keeps some rows:
+    what is not kept costs its decoding and its features, and leaves nothing on disk.
 
     Raises PrepareError (what is wrong with the source, an argument or ``out``), EncoderError (an encoder is not
     installed or not the pinned one), OSError (no space, no permission).
@@ -100,12 +118,19 @@ def prepare(
             count=count or DEFAULT_COUNT, resolution=resolution, seed=seed, families=families, workers=workers
         )
     else:
-        images = ImageFolderSource(source, resolution=resolution, count=count, strict=strict)
+        images = own_images(
+            Path(source),
+            resolution=resolution,
+            count=count,
+            strict=strict,
+            image_column=image_column,
+            text_column=text_column,
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", suffix=".tmp", dir=out.parent))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would follow the folder to its final name
-        work = _Preparation(folder, images, resolution, shard_rows, workers, on_progress or _silent)
+        work = _Preparation(folder, images, resolution, shard_rows, workers, on_progress or _silent, only)
         report = work.run(text_encoder, feature_encoder)
         _put_in_place(folder, out)
     except BaseException:
@@ -114,21 +139,66 @@ def prepare(
     return PrepareReport(folder=out, **report)
 
 
+def own_images(
+    place: Path,
+    *,
+    resolution: int,
+    count: int | None = None,
+    strict: bool = False,
+    image_column: str | None = None,
+    text_column: str | None = None,
+) -> Source:
+    """The source that fits what lies at ``place``: metadata beside images, a saved dataset, parquet files or tars.
+
+    Raises PrepareError: nothing there that is known, or column names for a source without columns.
+    """
+    named = image_column is not None or text_column is not None
+    table = is_saved_dataset(place) or bool(parquet_files(place))
+    if any((place / name).is_file() for name in METADATA) or not (table or tar_files(place)):
+        if named:
+            raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
+        return ImageFolderSource(place, resolution=resolution, count=count, strict=strict)
+    if table:
+        return TableSource(
+            place,
+            resolution=resolution,
+            count=count,
+            strict=strict,
+            image_column=image_column,
+            text_column=text_column,
+        )
+    if named:
+        raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
+    return TarSource(place, resolution=resolution, count=count, strict=strict)
+
+
 class _Preparation:
     """One run: images, then captions, then features, then the manifest, each stage shard by shard."""
 
     def __init__(
-        self, folder: Path, source: Source, resolution: int, shard_rows: int, workers: int, progress: Progress
+        self,
+        folder: Path,
+        source: Source,
+        resolution: int,
+        shard_rows: int,
+        workers: int,
+        progress: Progress,
+        only: OnlyRows | None,
     ) -> None:
         self._folder, self._source, self._resolution = folder, source, resolution
-        self._shard_rows, self._workers, self._progress = shard_rows, workers, progress
+        self._shard_rows, self._workers, self._progress, self._only = shard_rows, workers, progress, only
+        self._looked_at = 0
         self._texts: list[str] = []
         self._skipped: list[Skipped] = []
         self._seconds: dict[str, float] = {}
 
     def run(self, text_encoder: TextEncoder | None, feature_encoder: FeatureEncoder | None) -> dict[str, Any]:
         with self._timed("images"):
-            self._images()
+            if self._only is not None:
+                feature_encoder = feature_encoder or EfficientNetLite0()
+            self._images(feature_encoder)
+        if self._only is not None and self._looked_at and not self._texts:
+            raise PrepareError(f"none of the {self._looked_at} usable images is one of those to keep")
         if not self._texts:
             reasons = "; ".join(f"{item.file} {item.why}" for item in self._skipped[:3])
             raise PrepareError(f"no usable image: {len(self._skipped)} skipped ({reasons or 'the source is empty'})")
@@ -151,21 +221,34 @@ class _Preparation:
             "seconds": self._seconds,
         }
 
-    def _images(self) -> None:
+    def _images(self, encoder: FeatureEncoder | None) -> None:
         total = self._source.total()
         rows: list[Captioned] = []
+        waiting: list[Captioned] = []
         with closing(self._source.items()) as items:
             for number, item in enumerate(items, start=1):
                 if isinstance(item, Skipped):
                     self._skipped.append(item)
-                else:
+                elif self._only is None or encoder is None:
                     rows.append(item)
-                if len(rows) == self._shard_rows:
-                    self._write_images(rows)
-                    rows = []
+                else:
+                    waiting.append(item)
+                    if len(waiting) == _IMAGES:
+                        rows += self._kept(waiting, encoder, self._only)
+                        waiting = []
+                while len(rows) >= self._shard_rows:
+                    self._write_images(rows[: self._shard_rows])
+                    rows = rows[self._shard_rows :]
                 self._progress("images", number, max(total, number))
-        if rows:
-            self._write_images(rows)
+        if waiting and encoder is not None and self._only is not None:
+            rows += self._kept(waiting, encoder, self._only)
+        for start in range(0, len(rows), self._shard_rows):
+            self._write_images(rows[start : start + self._shard_rows])
+
+    def _kept(self, waiting: list[Captioned], encoder: FeatureEncoder, only: OnlyRows) -> list[Captioned]:
+        self._looked_at += len(waiting)
+        keeps = only.keeps(encoder.encode(np.stack([item.pixels for item in waiting])))
+        return [item for item, keep in zip(waiting, keeps.tolist(), strict=True) if keep]
 
     def _write_images(self, rows: list[Captioned]) -> None:
         index = len(self._texts) // self._shard_rows
@@ -235,6 +318,8 @@ class _Preparation:
             "files": entries,
             **self._source.describe(),
         }
+        if self._only is not None:
+            manifest["kept"] = {**self._only.note, "of": self._looked_at}
         atomic_write_json(self._folder / shards.MANIFEST, manifest)
         return sum(entry["length"] for entry in entries)
 

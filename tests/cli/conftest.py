@@ -74,9 +74,18 @@ def story(plan: Answer, data: Path, room: Path) -> Story:
         told.served_before = _served(told, *running)
         answer = done(verb("--home", told.home("artist"), "assemble", told.invite, "-o", told.model, "--json"))
         told.assembled = answer.json
-        ends = {"alice": signal.SIGTERM, "bob": signal.SIGINT, "bootstrap": signal.SIGTERM}
+        keeper = processes.start(
+            "keeper", "--home", told.home("keeper"), "assemble", told.invite, "-o", folder / "kept", "--serve"
+        )
+        told.kept = keeper.wait_for(lambda line: "digest" in line)
+        told.keeper = keeper.wait_for(lambda line: line.get("event") == "serving")["peer"]
+        ends = {"alice": signal.SIGTERM, "bob": signal.SIGINT}
         told.exit_codes = {name: running[name].end(number) for name, number in ends.items()}
-        told.served = _served(told, *running)
+        answer = done(verb("--home", told.home("late"), "assemble", told.invite, "-o", folder / "late-model", "--json"))
+        told.outlived = answer.json
+        told.exit_codes["keeper"] = keeper.end(signal.SIGINT)
+        told.exit_codes["bootstrap"] = running["bootstrap"].end(signal.SIGTERM)
+        told.served = _served(told, *running, "keeper")
         told.left_running = _left(processes)
     return told
 

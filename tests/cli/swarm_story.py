@@ -30,6 +30,12 @@ class Story:
     served_before: int = 0
     """Bytes of checkpoint chunks that anybody had sent before `assemble`, by the counters on disk."""
     assembled: dict[str, Any] = field(default_factory=dict)
+    keeper: str = ""
+    """Peer id of a home that trained nothing, assembled with --serve, and stayed."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What its `assemble` answered."""
+    outlived: dict[str, Any] = field(default_factory=dict)
+    """`assemble` of yet another home, after everybody who had trained was gone."""
     served: int = 0
     """The same at the end, when every process had written its counters for the last time."""
     exit_codes: dict[str, int] = field(default_factory=dict)

@@ -55,7 +55,8 @@ def test_init_prints_the_report_and_an_invite(plan: Answer, room: Path) -> None:
 
 def test_status_has_exactly_the_documented_keys(story: Story) -> None:
     status = story.status
-    assert status.keys() == {"plan", "name", "time", "peers", "slots"}
+    assert status.keys() == {"plan", "name", "time", "peers", "slots", "admission", "notice", "outlaws"}
+    assert (status["admission"], status["notice"], status["outlaws"]) == ("open", None, [])
     assert status["plan"] == story.plan_id
     assert status["name"] == "two kinds"
     assert [slot["slot"] for slot in status["slots"]] == list(SLOTS)
@@ -92,8 +93,8 @@ def test_assemble_before_anything_is_published_names_the_missing_slots(story: St
 def test_no_checkpoint_byte_moved_before_the_first_assembly(story: Story) -> None:
     assert story.served_before == 0
     assert story.assembled["bytes"] > 0
-    # The counters at the very end hold every byte ever sent: nobody but the assembler got one.
-    assert story.served == story.assembled["bytes"]
+    # The counters at the very end hold every byte ever sent: nobody but the assemblers got one.
+    assert story.served == sum(answer["bytes"] for answer in (story.assembled, story.kept, story.outlived))
 
 
 def test_assembled_from_a_home_that_trained_nothing(story: Story) -> None:
@@ -104,6 +105,20 @@ def test_assembled_from_a_home_that_trained_nothing(story: Story) -> None:
         announced = said[slot["slot"]]
         assert (slot["root"], slot["step"], slot["peer"]) == (announced["root"], STEPS, announced["author"])
         assert slot["probe_loss"] == pytest.approx(announced["probe_loss"], rel=0.01)
+
+
+def test_checkpoints_outlive_their_authors_where_somebody_assembled_and_serves(story: Story) -> None:
+    assert story.keeper not in story.peers.values()
+    assert {slot["slot"]: slot["root"] for slot in story.outlived["slots"]} == {
+        slot["slot"]: slot["root"] for slot in story.assembled["slots"]
+    }
+    stored = done(verb("--home", story.home("keeper"), "store", "ls", "--json")).json["roots"]
+    kept = {row["slot"]: row for row in stored if row["kind"] == "checkpoint"}
+    assert set(kept) == set(SLOTS)
+    assert all(row["complete"] for row in kept.values()), "a successor needs every file"
+    assert all(row["kept"] == [f"copy for others, slot {slot}"] for slot, row in kept.items())
+    parts = done(verb("--home", story.home("artist"), "store", "ls", "--json")).json["roots"]
+    assert not any(row["complete"] for row in parts if row["kind"] == "checkpoint"), "EMA weights are enough to draw"
 
 
 def test_verify_passes_and_pins_the_plan(story: Story) -> None:
@@ -140,7 +155,7 @@ def test_sample_draws_a_picture_that_says_where_it_comes_from(story: Story, tmp_
 
 
 def test_signals_end_every_process_and_leave_no_p2pd(story: Story) -> None:
-    assert story.exit_codes == {"alice": 0, "bob": 0, "bootstrap": 0}
+    assert story.exit_codes == {"alice": 0, "bob": 0, "keeper": 0, "bootstrap": 0}
     assert story.left_running == []
 
 

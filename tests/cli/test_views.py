@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +15,8 @@ from paris_swarm.swarm.peer import LaneState
 from paris_swarm.swarm.status import (
     CheckpointStatus,
     ClaimStatus,
+    NoticeStatus,
+    OutlawStatus,
     PeerStatus,
     SlotStatus,
     SwarmStatus,
@@ -57,6 +61,18 @@ def test_the_dashboard_fits_eighty_columns() -> None:
     assert "cluster 0: training" in text
 
 
+def test_what_the_organiser_said_and_who_is_out_stands_below_the_table() -> None:
+    assert "notice" not in shown(dashboard(STATUS))
+    notice = NoticeStatus(3, "paused", (PEER, OTHER), "back at noon", True)
+    told = replace(STATUS, notice=notice, outlaws=(OutlawStatus(OTHER, "claim", "0", 7),))
+    text = shown(dashboard(told))
+    for fact in ("notice 3: the swarm is paused: back at noon", PEER[-8:], "two notices 3", f"out: {OTHER[-8:]}"):
+        assert fact in text
+    assert status_from_dict(json.loads(json.dumps(told.as_dict()))) == told
+    quiet = replace(STATUS, notice=NoticeStatus(4, "running", (), "", False))
+    assert "notice" not in shown(dashboard(quiet)), "a notice that takes everything back is no news"
+
+
 def test_a_finished_slot_names_its_author_and_checkpoint() -> None:
     line = next(line for line in shown(dashboard(STATUS)).splitlines() if line.strip().startswith("1 "))
     assert OTHER[-8:] in line
@@ -65,7 +81,7 @@ def test_a_finished_slot_names_its_author_and_checkpoint() -> None:
 
 def test_status_json_round_trips_and_has_the_documented_keys() -> None:
     report = STATUS.as_dict()
-    assert set(report) == {"plan", "name", "time", "peers", "slots"}
+    assert set(report) == {"plan", "name", "time", "peers", "slots", "admission", "notice", "outlaws"}
     assert set(report["slots"][0]["claims"][0]) >= {"peer", "step", "steps", "loss", "images_per_s", "lease_left_s"}
     assert set(report["slots"][0]["checkpoint"]) == {
         "root",

@@ -53,6 +53,7 @@ def ckpt(world: Any, slot: str = "0") -> bytes:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
 def test_keys_are_placed_where_hivemind_places_them(key: str) -> None:
+    """R-DHT-6"""
     from hivemind.dht.routing import DHTID
 
     assert dht_id(key) == DHTID.generate(key).to_bytes()

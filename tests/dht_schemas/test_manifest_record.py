@@ -188,6 +188,7 @@ def test_a_second_spelling_is_refused() -> None:
 
 
 def test_unknown_fields_are_kept() -> None:
+    """R-ENV-7"""
     manifest = opened(raw(note=[1, {"x": None}]))
     assert manifest.model_dump()["note"] == [1, {"x": None}]
 

@@ -180,6 +180,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_one_changed_byte_anywhere_is_refused_and_named(folder):
+    """R-DIR-2, R-DIR-6"""
     for path in files_of(folder):
         data = (folder / path).read_bytes()
         for position in (0, len(data) // 2, len(data) - 1):
@@ -197,6 +198,7 @@ def test_one_changed_byte_anywhere_is_refused_and_named(folder):
 
 
 def test_each_missing_file_is_named(folder):
+    """R-DIR-1, R-DIR-3"""
     for path in files_of(folder):
         data = (folder / path).read_bytes()
         (folder / path).unlink()
@@ -206,9 +208,10 @@ def test_each_missing_file_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline.py", "experts/expert_0/model.bin", "plan/x", "new/empty/", ".hidden", "bad\nname"]
+    "name", ["modeling.py", "experts/expert_0/model.bin", "plan/x", "new/empty/", ".hidden", "bad\nname"]
 )
 def test_anything_extra_is_named(folder, name):
+    """R-DIR-4"""
     if name.endswith("/"):
         (folder / name).mkdir(parents=True)
     else:
@@ -222,6 +225,7 @@ def test_anything_extra_is_named(folder, name):
 
 
 def test_links_are_refused_even_to_the_same_bytes(folder, tmp_path):
+    """R-DIR-5"""
     target = folder / weights_path("1")
     aside = tmp_path / "aside.safetensors"
     target.rename(aside)
@@ -246,6 +250,7 @@ def test_links_are_refused_even_to_the_same_bytes(folder, tmp_path):
 
 
 def test_several_problems_are_all_named(folder):
+    """R-DIR-7"""
     (folder / "README.md").write_text("better")
     (folder / weights_path("2")).unlink()
     (folder / "extra").write_text("")
@@ -294,6 +299,7 @@ def test_a_lock_by_another_key_is_another_assembly(folder, pristine):
 
 
 def test_the_plan_can_be_pinned(folder):
+    """R-DIR-8"""
     with pytest.raises(OtherPlan):
         verify_folder(folder, plan_id="0" * 64)
 
@@ -317,6 +323,7 @@ def test_another_slots_weights_are_refused(folder):
 
 
 def test_a_forged_announcement_is_refused(folder):
+    """R-DIR-9"""
     path = folder / announcement_path("0")
     value = json.loads(path.read_bytes())
     value["signatures"][0]["sig"] = json.loads((folder / announcement_path("1")).read_bytes())["signatures"][0]["sig"]
@@ -348,6 +355,7 @@ def test_an_announcement_of_another_slot_is_refused(folder):
     "change", [{"step": 3}, {"probe_loss": 0.1}, {"root": "0" * 64}, {"author": ASSEMBLER.peer_id}]
 )
 def test_a_lock_that_says_other_than_the_author_is_refused(folder, change):
+    """R-DIR-10"""
     lock = open_lock((folder / "lock.json").read_bytes()).lock
     slots = (lock.slots[0].model_copy(update=change), *lock.slots[1:])
     relock(folder, slots=slots)

@@ -15,20 +15,22 @@ from typing import Any
 
 import pytest
 import zstandard
-from worlds import MemoryWorld, World, run
+from worlds import MemoryWorld, World, run, until
 
 from paris_swarm.dht_schemas.digest import CHUNK
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import FileEntry, build_manifest
 from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters
-from paris_swarm.swarm.fetching import BadChunk, fetch_blob, fetch_files
+from paris_swarm.swarm.fetching import BadChunk, FetchReport, fetch_blob, fetch_files
 from paris_swarm.swarm.memory import StreamFaults
+from paris_swarm.swarm.scheduling import FetchPolicy
 from paris_swarm.swarm.serving import ServingLimits, serve_files
+from paris_swarm.swarm.sources import SourceBook
 from paris_swarm.swarm.store import ContentStore
 from paris_swarm.swarm.transport import Busy, NoSource, NotHeld, Stalled, Stream, StreamClosed
 
-HEADERS = len(wire.HELLO) + 12
+HEADERS = len(wire.OPENING) + 12
 """Bytes a server sends before the first payload."""
 
 
@@ -169,8 +171,8 @@ def test_a_source_that_dies_on_the_way_is_replaced_and_nothing_is_fetched_twice(
             await receiver.node.connect((await second.addresses())[0])
             killing: list[asyncio.Task[None]] = []
 
-            def kill_after_first_chunk(here: int, _total: int) -> None:
-                if here and not killing:
+            def kill_after_first_chunk(_here: int, _total: int) -> None:
+                if first.peer_id in receiver.counters.received and not killing:
                     killing.append(asyncio.create_task(world.kill(first)))
 
             paths = await receiver.fetch(
@@ -276,7 +278,9 @@ def answer(*parts: bytes) -> Callable[[str, Stream], Awaitable[None]]:
     """A source that answers the first request with these bytes, then listens until the other side leaves."""
 
     async def handle(_peer_id: str, stream: Stream) -> None:
-        await stream.read_exactly(len(wire.HELLO) + wire.REQUEST_SIZE)
+        await stream.read_exactly(len(wire.OPENING))
+        await stream.write(wire.OPENING)
+        await stream.read_exactly(wire.REQUEST_SIZE)
         for part in parts:
             await stream.write(part)
         try:
@@ -289,7 +293,7 @@ def answer(*parts: bytes) -> Callable[[str, Stream], Awaitable[None]]:
 
 
 def whole(response: wire.Response) -> bytes:
-    return wire.HELLO + response.header() + response.payload
+    return response.header() + response.payload
 
 
 def packed(length: int, payload: bytes) -> bytes:
@@ -305,7 +309,7 @@ def packed(length: int, payload: bytes) -> bytes:
         packed(CHUNK, b"no frame at all"),
         whole(wire.encode_payload(bytes(1000))),
         whole(wire.Response(wire.Status.OK, wire.Encoding.RAW, CHUNK, bytes(CHUNK))),
-        wire.HELLO + b"\xff" * 64,
+        b"\xff" * 64,
         b"HTTP/1.1 200 OK\r\n\r\n",
         whole(wire.Response(wire.Status.DAMAGED)),
     ],
@@ -383,7 +387,9 @@ def test_a_source_that_stops_is_left_for_the_next(
             receiver = await cast.receiver()
             paths = await receiver.fetch(checkpoint, [bad.peer_id, good.peer_id], stall_s=0.5)
             assert read_all(paths) == checkpoint.content()
-            assert [(peer, type(fault)) for peer, fault in receiver.faults] == [(bad.peer_id, error)]
+            seen = {(peer, type(fault)) for peer, fault in receiver.faults}
+            # A silent one may be outrun before it is left: its chunks are taken over.
+            assert seen == {(bad.peer_id, error)} or (error is Stalled and not seen)
 
     run(scenario())
 
@@ -416,8 +422,8 @@ def test_a_busy_source_says_so_and_the_next_is_asked(
             assert read_all(paths) == checkpoint.content()
             assert [(peer, type(fault)) for peer, fault in receiver.faults] == [(busy.peer_id, Busy)]
             holding = await receiver.node.open_stream(free.peer_id)
-            await holding.write(wire.HELLO)
-            assert await holding.read_exactly(len(wire.HELLO)) == wire.HELLO
+            await holding.write(wire.OPENING)
+            assert await holding.read_exactly(len(wire.OPENING)) == wire.OPENING
             with pytest.raises(NoSource, match="as many streams as it can"):
                 await fetch_blob(receiver.node, [free.peer_id], checkpoint.root, max_bytes=1 << 20)
             await holding.close()
@@ -434,13 +440,12 @@ def test_a_server_lets_go_of_readers_that_do_nothing(
             source = await cast.source(checkpoint, idle_s=0.1, stall_s=0.1)
             receiver = await cast.receiver()
             silent = await receiver.node.open_stream(source.peer_id)
-            await silent.read_exactly(len(wire.HELLO))
             with pytest.raises(StreamClosed):
                 await silent.read_exactly(1)
             deaf = await receiver.node.open_stream(source.peer_id)
             noise = next(i for i, entry in enumerate(checkpoint.entries) if entry.name == "noise.bin")
             request = wire.Request(wire.RequestKind.CHUNK, checkpoint.root, noise, 0)
-            await deaf.write(wire.HELLO + request.to_bytes())
+            await deaf.write(wire.OPENING + request.to_bytes())
             await asyncio.gather(*source._serving)
             with pytest.raises(StreamClosed):
                 await deaf.read_exactly(CHUNK)
@@ -519,7 +524,8 @@ def test_a_full_disk_ends_the_fetch_and_a_later_one_goes_on(
             pwrite = os.pwrite
 
             def filling(fd: int, data: Any, offset: int) -> int:
-                writes.append(offset)
+                nonlocal writes
+                writes += [offset] if len(data) > 1 else []  # one byte: the chunk map
                 if len(writes) == 2:
                     raise OSError(errno.ENOSPC, "No space left on device")
                 return pwrite(fd, data, offset)
@@ -634,3 +640,185 @@ def test_bad_chunk_names_its_peer() -> None:
     assert error.rule == "R-WIRE-2"
     assert error.peer == "12D3"
     assert "12D3" in str(error)
+
+
+# ---- several sources at once
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Checkpoint:
+    """12 chunks of noise."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "noise.bin").write_bytes(random.Random(1).randbytes(12 * CHUNK))
+    manifest, data, root = build_manifest(folder, ["noise.bin"], "0")
+    return Checkpoint(folder, data, root, manifest.files)
+
+
+def test_three_sources_share_one_download(memory_world: MemoryWorld, tmp_path: Path, large: Checkpoint) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            sources = [await cast.source(large) for _ in range(3)]
+            receiver = await cast.receiver()
+            report = FetchReport()
+            paths = await receiver.fetch(large, [source.peer_id for source in sources], report=report)
+            assert read_all(paths) == large.content()
+            assert set(report.chunks) == {source.peer_id for source in sources}, "all of them were put to use"
+            assert report.saved == 12 * CHUNK
+            assert report.twice <= 3 * CHUNK
+            assert report.faults == []
+
+    run(scenario())
+
+
+def test_each_file_comes_from_whoever_has_it(memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            sources = [await cast.source(checkpoint) for _ in range(2)]
+            for source, lacking in zip(sources, (("noise.bin",), ("zeros.bin", "state.json")), strict=True):
+                for name in lacking:
+                    cast.stores[source.peer_id].path(checkpoint.root, name).unlink()
+            receiver = await cast.receiver()
+            paths = await receiver.fetch(checkpoint, [source.peer_id for source in sources])
+            assert read_all(paths) == checkpoint.content()
+
+    run(scenario())
+
+
+def test_a_liar_is_not_asked_in_a_later_download_of_the_same_node(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint, large: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            liar, honest = await cast.source(large), await cast.source(large)
+            cast.stores[honest.peer_id].put_folder(checkpoint.data, checkpoint.folder)
+            cast.stores[liar.peer_id].put_folder(checkpoint.data, checkpoint.folder)
+            memory_world.network.set_faults(liar.peer_id, StreamFaults(flip_at=HEADERS))
+            receiver, book = await cast.receiver(), SourceBook()
+            peers = [liar.peer_id, honest.peer_id]
+            assert read_all(await receiver.fetch(large, peers, book=book)) == large.content()
+            assert set(book.banned()) == {liar.peer_id}
+            memory_world.network.set_faults(liar.peer_id, None)
+            await receiver.fetch(checkpoint, peers, book=book)
+            await fetch_blob(receiver.node, peers, checkpoint.root, max_bytes=1 << 20, book=book)
+            assert "blob" not in cast.served[liar.peer_id].sent.get(receiver.node.peer_id, {})
+            with pytest.raises(NoSource, match="was banned"):
+                await fetch_blob(receiver.node, peers[:1], checkpoint.root, max_bytes=1 << 20, book=book)
+
+    run(scenario())
+
+
+def test_a_peer_whose_disk_failed_is_no_liar(memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(checkpoint)
+            path = cast.stores[source.peer_id].path(checkpoint.root, "noise.bin")
+            path.unlink()
+            path.write_bytes(bytes(NOISE))
+            receiver, book = await cast.receiver(), SourceBook()
+            with pytest.raises(BadChunk, match="own copy was changed"):
+                await receiver.fetch(checkpoint, [source.peer_id], book=book)
+            assert book.banned() == {}
+
+    run(scenario())
+
+
+def test_a_source_that_trickles_is_left_when_another_comes_and_kept_while_it_is_alone(
+    memory_world: MemoryWorld, tmp_path: Path, large: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            slow = await cast.source(large, upload=4 * CHUNK)
+            receiver, report = await cast.receiver(), FetchReport()
+            policy = FetchPolicy(min_rate=1e9, rate_window_s=0.2)
+
+            async def none() -> list[str]:
+                return []
+
+            paths = await receiver.fetch(large, [slow.peer_id], policy=policy, report=report, more_sources=none)
+            assert read_all(paths) == large.content()
+            assert report.faults == [], "the only source is kept, however slow"
+
+            other = Receiver(receiver.node, ContentStore(tmp_path / "again"), Counters(), [])
+            fast = await cast.source(large)
+            report = FetchReport()
+            paths = await other.fetch(large, [slow.peer_id, fast.peer_id], policy=policy, report=report)
+            assert read_all(paths) == large.content()
+            assert report.chunks[fast.peer_id] > report.chunks.get(slow.peer_id, 0)
+
+    run(scenario())
+
+
+def test_who_appears_during_a_download_is_put_to_use(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            empty, late = await cast.source(None), await cast.source(checkpoint)
+            receiver = await cast.receiver()
+
+            async def more() -> list[str]:
+                return [empty.peer_id, late.peer_id]
+
+            paths = await receiver.fetch(checkpoint, [empty.peer_id], more_sources=more)
+            assert read_all(paths) == checkpoint.content()
+
+    run(scenario())
+
+
+def test_patience_waits_for_a_source_to_come_back(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(checkpoint)
+            receiver = await cast.receiver()
+            memory_world.network.partition([receiver.node.peer_id])
+            fetching = asyncio.create_task(
+                receiver.fetch(checkpoint, [source.peer_id], patience_s=30.0, policy=FetchPolicy(backoff_s=0.05))
+            )
+
+            async def refused() -> bool:
+                return len(receiver.faults) >= 2
+
+            await until(refused)
+            memory_world.network.heal()
+            assert read_all(await fetching) == checkpoint.content()
+
+    run(scenario())
+
+
+def test_upload_is_limited_and_shared_between_peers_not_streams(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(checkpoint, upload=6 * CHUNK)
+            greedy, modest = await cast.receiver(), await cast.receiver()
+            stores = [ContentStore(tmp_path / f"store-of-{name}") for name in ("g1", "g2", "g3", "m")]
+            done: list[str] = []
+
+            async def fetch(receiver: Receiver, store: ContentStore, name: str) -> None:
+                await fetch_files(
+                    receiver.node, store, [source.peer_id], checkpoint.root, checkpoint.entries, ["noise.bin"]
+                )
+                done.append(name)
+
+            began = asyncio.get_running_loop().time()
+            await asyncio.gather(
+                *(fetch(greedy, store, "greedy") for store in stores[:3]), fetch(modest, stores[3], "modest")
+            )
+            # Eight chunks at six a second: faster would break the limit. A peer with one stream gets half of it, not
+            # a quarter, so it is done with its two before any of the other's three streams is.
+            assert asyncio.get_running_loop().time() - began >= 1.2
+            assert done[0] == "modest"
+
+    run(scenario())

@@ -245,6 +245,48 @@ def test_a_killed_peers_slot_is_taken_and_continued_from_its_last_checkpoint(tmp
     told(tmp_path, story)
 
 
+def test_a_claim_is_renewed_while_the_starting_point_is_still_being_fetched(tmp_path: Path) -> None:
+    async def story(swarm: Swarm) -> None:
+        life = await swarm.join("a", cluster="0", start=False)
+        ready, start_trainer = asyncio.Event(), life.peer._start_trainer
+
+        async def slow(*args: object) -> object:
+            await ready.wait()
+            return await start_trainer(*args)  # type: ignore[arg-type]
+
+        life.peer._start_trainer = slow  # type: ignore[assignment]
+        life.start()
+        claims = life.node.trusted.claims["0"]
+        await until(lambda: bool(claims))
+        first = claims[life.node.identity.peer_id].until
+        await until(lambda: claims[life.node.identity.peer_id].until > first + 1.5 * LEASE_S)
+        assert life.trainers == []
+        ready.set()
+        await until(life.is_training)
+
+    told(tmp_path, story)
+
+
+def test_a_trainer_that_ends_while_its_peer_is_looking_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    async def story(swarm: Swarm) -> None:
+        life = await swarm.join("a", cluster="0", start=False)
+        refresh = life.node.refresh
+
+        async def long_look(slots: object) -> None:
+            training = life.peer._lanes[0].training
+            if training is not None:
+                await until(life.is_training)
+                life.open()
+                await asyncio.wait([training])
+            await refresh(slots)  # type: ignore[arg-type]
+
+        life.node.refresh = long_look  # type: ignore[method-assign, assignment]
+        life.start()
+        await until(lambda: life.peer.lanes[0].phase == "finished")
+
+    told(tmp_path, story)
+
+
 def test_leaving_gives_the_slot_back_at_once(tmp_path: Path) -> None:
     async def story(swarm: Swarm) -> None:
         first = await swarm.join("a", cluster="0")

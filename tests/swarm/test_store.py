@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.manifest import FileEntry, build_manifest, file_entry
 from paris_swarm.swarm.store import ContentStore
+from paris_swarm.swarm.store_locks import InUse
 
 SIZES = {"big.bin": 2 * CHUNK + 1000, "empty.bin": 0, "exact.bin": CHUNK, "small.json": 10}
 
@@ -257,32 +259,75 @@ def test_a_wrong_chunk_map_costs_bytes_never_correctness(store: ContentStore, fo
     assert store.path(root, "big.bin").read_bytes() == (folder / "big.bin").read_bytes()
 
 
-def test_two_downloads_of_one_file_do_not_harm_each_other(store: ContentStore, folder: Path) -> None:
+def test_a_file_is_fetched_by_one_at_a_time(store: ContentStore, folder: Path) -> None:
     manifest, _data, root = build_manifest(folder, list(SIZES), "0")
     entry = manifest.entry("exact.bin")
     store.begin(root, manifest.files, kind="checkpoint")
-    with store.open_partial(root, entry) as one, store.open_partial(root, entry) as other:
+    with store.open_partial(root, entry) as one:
+        for other in (store, ContentStore(store.folder)):
+            with pytest.raises(InUse, match=r"exact\.bin"):
+                other.open_partial(root, entry)
         one.write(0, chunk_of(folder, entry, 0))
-        one.finish()
-        other.write(0, chunk_of(folder, entry, 0))
-        assert other.finish() == store.path(root, "exact.bin")
+        assert one.finish() == one.finish() == store.path(root, "exact.bin")
     assert store.verify(root) == []
     assert list((store.folder / "roots" / root / "maps").iterdir()) == []
+
+
+def test_what_is_used_is_not_deleted(store: ContentStore, folder: Path) -> None:
+    _manifest, data, root = build_manifest(folder, list(SIZES), "0")
+    store.put_folder(data, folder)
+    other = ContentStore(store.folder)
+    with other.use(root), other.use(root):
+        assert store.in_use(root)
+        with pytest.raises(InUse):
+            store.delete(root)
+        assert store.has(root)
+    assert not store.in_use(root)
+    store.delete(root)
+    assert not store.has(root)
+
+
+def test_a_limit_is_said_before_the_download_and_own_files_find_room(folder: Path, tmp_path: Path) -> None:
+    manifest, data, root = build_manifest(folder, list(SIZES), "0")
+    size = manifest.entry("big.bin").length
+    store = ContentStore(tmp_path / "limited", limit=size + 10)
+    store.begin(root, manifest.files, kind="checkpoint")
+    fetched(store, root, manifest.entry("big.bin"), folder)
+    fetched(store, root, manifest.entry("small.json"), folder)
+    with pytest.raises(OSError, match=f"may hold {size + 10}.*store gc") as caught:
+        store.open_partial(root, manifest.entry("exact.bin"))
+    assert caught.value.errno == errno.EDQUOT
+    store.put_folder(data, folder)
+    assert store.has(root)
+    assert store.used_bytes() == manifest.total_bytes
 
 
 def test_no_space_is_said_before_the_download(
     store: ContentStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     manifest, _data, root = build_manifest(folder, list(SIZES), "0")
     store.begin(root, manifest.files, kind="checkpoint")
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    before = set(os.listdir("/proc/self/fd"))
+    real = os.statvfs(store.folder)
+
+    def nearly_full(free: int) -> None:
+        left = SimpleNamespace(f_bavail=free, f_frsize=1, f_bsize=real.f_bsize)
+        monkeypatch.setattr(os, "fstatvfs", lambda _fd: left)
+
+    entry, before = manifest.entry("big.bin"), set(os.listdir("/proc/self/fd"))
+    nearly_full(entry.length - 1)
     with pytest.raises(OSError, match="No space left"):
-        store.open_partial(root, manifest.entry("big.bin"))
+        store.open_partial(root, entry)
     assert set(os.listdir("/proc/self/fd")) == before
+    nearly_full(entry.length)
+    with store.open_partial(root, entry) as partial:
+        # What one file was promised is not promised to the next.
+        with pytest.raises(OSError, match="No space left"):
+            store.open_partial(root, manifest.entry("exact.bin"))
+        for index in partial.missing:
+            partial.write(index, chunk_of(folder, entry, index))
+        partial.finish()
+    nearly_full(SIZES["exact.bin"])
+    store.open_partial(root, manifest.entry("exact.bin")).close()
 
 
 def test_a_symlink_in_place_of_a_partial_file_is_not_followed(

@@ -59,7 +59,7 @@ def listening(count: int, least: int = 0, most: int = wire.MAX_PAYLOAD) -> Respo
 
 @given(st.lists(requests, max_size=5), st.integers(1, 60))
 def test_requests_come_out_however_they_are_cut(sent: list[Request], piece: int) -> None:
-    data = wire.HELLO + b"".join(request.to_bytes() for request in sent)
+    data = wire.OPENING + b"".join(request.to_bytes() for request in sent)
     whole, cut = RequestReader(), RequestReader()
     assert whole.receive(data) == sent
     got = [request for start in range(0, len(data), piece) for request in cut.receive(data[start : start + piece])]
@@ -68,7 +68,7 @@ def test_requests_come_out_however_they_are_cut(sent: list[Request], piece: int)
 
 @given(st.lists(responses, max_size=5), st.integers(1, 200))
 def test_responses_come_out_however_they_are_cut(sent: list[Response], piece: int) -> None:
-    data = wire.HELLO + b"".join(map(written, sent))
+    data = wire.OPENING + b"".join(map(written, sent))
     assert listening(len(sent)).receive(data) == sent
     cut = listening(len(sent))
     got = [response for start in range(0, len(data), piece) for response in cut.receive(data[start : start + piece])]
@@ -77,7 +77,7 @@ def test_responses_come_out_however_they_are_cut(sent: list[Response], piece: in
 
 @given(st.lists(responses, max_size=4))
 def test_a_reader_that_reads_what_it_wants_never_reads_too_much(sent: list[Response]) -> None:
-    data = memoryview(wire.HELLO + b"".join(map(written, sent)))
+    data = memoryview(wire.OPENING + b"".join(map(written, sent)))
     reader, got = listening(len(sent)), []
     while reader.wants:
         assert reader.wants <= wire.MAX_PAYLOAD
@@ -92,7 +92,7 @@ def test_a_reader_that_reads_what_it_wants_never_reads_too_much(sent: list[Respo
 def test_byte_by_byte() -> None:
     reader = RequestReader()
     request = Request(RequestKind.CHUNK, DIGEST, 7, 70000)
-    data = wire.HELLO + request.to_bytes()
+    data = wire.OPENING + request.to_bytes()
     got = [out for byte in data[:-1] for out in reader.receive(bytes([byte]))]
     assert got == []
     assert reader.wants == 1
@@ -105,7 +105,7 @@ def test_byte_by_byte() -> None:
 
 @given(st.binary(min_size=1, max_size=200))
 def test_rubbish_instead_of_a_hello_is_refused_within_eight_bytes(data: bytes) -> None:
-    if data[:8] == wire.HELLO[: len(data[:8])]:
+    if data[:8] == wire.OPENING[: len(data[:8])]:
         return
     for reader in (RequestReader(), listening(1)):
         if len(data) < 8:
@@ -119,7 +119,7 @@ def test_rubbish_instead_of_a_hello_is_refused_within_eight_bytes(data: bytes) -
 def test_rubbish_after_a_hello_yields_requests_or_a_bad_frame_and_nothing_else(data: bytes) -> None:
     reader = RequestReader()
     try:
-        for request in reader.receive(wire.HELLO + data):
+        for request in reader.receive(wire.OPENING + data):
             assert request.to_bytes() in data
     except BadFrame:
         with pytest.raises(BadFrame):
@@ -130,7 +130,7 @@ def test_rubbish_after_a_hello_yields_requests_or_a_bad_frame_and_nothing_else(d
 def test_rubbish_after_a_hello_yields_responses_or_a_bad_frame_and_nothing_else(data: bytes) -> None:
     reader = listening(3, 0, 64)
     with contextlib.suppress(BadFrame):
-        for response in reader.receive(wire.HELLO + data):
+        for response in reader.receive(wire.OPENING + data):
             with contextlib.suppress(BadFrame):
                 assert len(wire.decode_payload(response)) == response.length <= 64
 
@@ -140,12 +140,12 @@ def test_an_error_is_final() -> None:
     with pytest.raises(BadFrame):
         reader.receive(b"GET / HTTP/1.1\r\n")
     with pytest.raises(BadFrame):
-        reader.receive(wire.HELLO)
+        reader.receive(wire.OPENING)
 
 
 def test_another_version_is_named() -> None:
-    with pytest.raises(BadFrame, match="version 2"):
-        RequestReader().receive(struct.pack(">4sHH", wire.MAGIC, 2, 0))
+    with pytest.raises(BadFrame, match="version 1"):
+        RequestReader().receive(struct.pack(">4sHH", wire.MAGIC, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_another_version_is_named() -> None:
 )
 def test_requests_nobody_may_send(request_bytes: bytes) -> None:
     with pytest.raises(BadFrame):
-        RequestReader().receive(wire.HELLO + request_bytes)
+        RequestReader().receive(wire.OPENING + request_bytes)
 
 
 @pytest.mark.parametrize(
     "header",
     [
         struct.pack(">BBHII", 9, 0, 0, 0, 0),
-        struct.pack(">BBHII", 0, 2, 0, 10, 10),
+        struct.pack(">BBHII", 0, 4, 0, 10, 9),
         struct.pack(">BBHII", 0, 0, 1, 10, 10),
         struct.pack(">BBHII", 1, 0, 0, 10, 0),
         struct.pack(">BBHII", 1, 0, 0, 0, 10),
@@ -182,7 +182,7 @@ def test_requests_nobody_may_send(request_bytes: bytes) -> None:
         struct.pack(">BBHII", 0, 1, 0, 20, 2**32 - 1),
     ],
     ids=[
-        "status 9", "encoding 2", "reserved", "absent with a length", "absent with a payload", "raw too short",
+        "status 9", "encoding 4", "reserved", "absent with a length", "absent with a payload", "raw too short",
         "raw too long", "zstd no smaller", "zstd empty", "longer than asked", "shorter than asked", "4 GiB",
         "4 GiB zstd",
     ],
@@ -190,13 +190,13 @@ def test_requests_nobody_may_send(request_bytes: bytes) -> None:
 def test_responses_nobody_may_send_are_refused_at_the_header(header: bytes) -> None:
     reader = listening(1, 10, 20)
     with pytest.raises(BadFrame):
-        reader.receive(wire.HELLO + header)
+        reader.receive(wire.OPENING + header)
 
 
 def test_a_response_nobody_asked_for_is_refused() -> None:
     reader = listening(1)
     answer = written(Response(Status.NOT_HELD))
-    assert len(reader.receive(wire.HELLO + answer)) == 1
+    assert len(reader.receive(wire.OPENING + answer)) == 1
     assert reader.wants == 0
     with pytest.raises(BadFrame, match="nobody asked"):
         reader.receive(answer)
@@ -224,11 +224,11 @@ def test_what_is_encoded_decodes_and_is_never_longer(data: bytes) -> None:
     assert response.length == len(data)
 
 
-def test_only_what_gets_a_tenth_smaller_is_compressed() -> None:
+def test_only_what_gets_a_twentieth_smaller_is_compressed() -> None:
     assert ZEROS.encoding == Encoding.ZSTD
     noise = os.urandom(100_000)
     assert wire.encode_payload(noise).encoding == Encoding.RAW
-    assert wire.encode_payload(noise + bytes(5_000)).encoding == Encoding.RAW
+    assert wire.encode_payload(noise + bytes(4_000)).encoding == Encoding.RAW
     assert wire.encode_payload(noise + bytes(20_000)).encoding == Encoding.ZSTD
 
 

@@ -1,0 +1,54 @@
+"""`paris-swarm audit ROOT --data DATA`: train the steps between a checkpoint and its parent again, and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
+
+
+def audit(
+    context: typer.Context,
+    root: Annotated[
+        str, typer.Argument(help="Root of a checkpoint, the beginning of one, or a slot: its best checkpoint now.")
+    ],
+    data: Annotated[Path, typer.Option(help="The author's rows: a folder written by `prepare`.")],
+    invite: Annotated[str | None, typer.Argument(help="Invite; without one, the swarm last joined.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Assembled folder whose announcements say who made the checkpoint.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what this home holds.")] = False,
+    device: DeviceOption = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0: as many as the author used.")] = 0,
+    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the replayed checkpoints on disk.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Was it trained as its author says? Code 0: reproduced; 4: not explained, and what differs; 5: not held any more.
+
+    It costs the training of the steps in between, and up to three times as much where bits differ.
+    """
+    shared = settings(context, home, as_json)
+    import asyncio
+
+    from paris_swarm.cli import exits
+    from paris_swarm.cli.audit_run import AuditOptions, run_audit
+    from paris_swarm.cli.connect import resolve_invite
+
+    owner = shared.open_home()
+    options = AuditOptions(
+        root=root.lower(),
+        data=data,
+        model=model,
+        offline=offline,
+        device=device,
+        threads=threads,
+        keep_work=keep_work,
+    )
+    found = asyncio.run(run_audit(shared, owner, resolve_invite(invite, owner), options))
+    shared.answer(found.as_dict(), found.text())
+    if not found.reproduced:
+        raise typer.Exit(exits.UNVERIFIED)

@@ -1,0 +1,128 @@
+"""One captioned picture from anywhere: decoded within bounds, its caption cleaned, or why it cannot be used.
+
+Shared by every source of people's own images; a picture is never half used, and whatever Pillow makes of damaged bytes
+becomes one sentence about one file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from paris_swarm.expert.data.shards import row_digest
+from paris_swarm.expert.data.sources import Captioned, Skipped
+
+MAX_IMAGE_BYTES = 1 << 28
+MAX_PIXELS = 100_000_000
+"""A larger picture is skipped before it is decoded: a few kilobytes can unpack to gigabytes."""
+
+# Everything Pillow's decoders raise on damaged input, as seen by feeding them damaged input.
+BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError,
+    struct.error, zlib.error,
+)  # fmt: skip
+
+_RECENT = 1 << 16
+
+
+class SeenRows:
+    """Which (picture, caption) pairs came before: 8 bytes a row, so eleven million rows take 90 MB.
+
+    Two different rows are taken for one with a probability of about n^2 / 2^65, 3e-6 for eleven million.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, dtype=np.uint64)
+        self._recent: set[int] = set()
+
+    def add(self, digest: np.ndarray) -> bool:
+        """Remember a row digest, uint8 [16]; False when it was here before."""
+        value = int.from_bytes(digest[:8].tobytes(), "big")
+        place = int(np.searchsorted(self._sorted, np.uint64(value)))
+        known = place < len(self._sorted) and int(self._sorted[place]) == value
+        if known or value in self._recent:
+            return False
+        self._recent.add(value)
+        if len(self._recent) >= _RECENT:
+            fresh = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
+            self._sorted = np.sort(np.concatenate([self._sorted, fresh]))
+            self._recent.clear()
+        return True
+
+
+def captioned(name: str, image: Path | bytes, text: str | None, resolution: int) -> Captioned | Skipped:
+    """The picture in a file or in bytes with its caption, at ``resolution`` pixels; or why it cannot be used.
+
+    name: what it is called in the source, for the record and for people.
+    """
+    cleaned = " ".join((text or "").split())
+    if not cleaned:
+        return Skipped(name, "has no caption")
+    try:
+        cleaned.encode("utf-8")
+    except UnicodeEncodeError:
+        return Skipped(name, "has a caption that is not valid Unicode")
+    if isinstance(image, bytes):
+        if not image:
+            return Skipped(name, "is empty (0 bytes)")
+        if len(image) > MAX_IMAGE_BYTES:
+            return Skipped(name, f"is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    try:
+        pixels = decode(image, resolution)
+    except BROKEN as error:
+        return Skipped(name, f"cannot be decoded as an image ({first_line(error)})")
+    return Captioned(pixels, {"text": cleaned, "file": name})
+
+
+def unseen(item: Captioned, seen: SeenRows) -> Captioned | Skipped:
+    """The item itself, or why not when the same picture with the same caption came before."""
+    if seen.add(row_digest(item.pixels, item.record["text"])):
+        return item
+    return Skipped(item.record["file"], "is the same picture with the same caption as one before it")
+
+
+def decode(image: Path | bytes, resolution: int) -> np.ndarray:
+    """uint8 [resolution, resolution, 3]: upright, on white where it is transparent, centre-cropped, Lanczos.
+
+    Raises one of `BROKEN`.
+    """
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own size warning; MAX_PIXELS decides
+        try:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise ValueError(f"{opened.width} x {opened.height} pixels is too large")
+                opened.load()
+                picture = ImageOps.exif_transpose(opened)
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS} pixels is too large") from None
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel, which Pillow would clip to white
+        values = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray((values / max(values.max(), 1.0) * 255).clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    picture = picture.resize(
+        (resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side), reducing_gap=3.0
+    )
+    return np.array(picture, dtype=np.uint8)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's own words, short, with no path of this machine in them."""
+    words = str(error).strip().split("\n")[0]
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+    if words.startswith("cannot identify image file"):
+        words = "no known image format"
+    return (words or type(error).__name__)[:160]

@@ -1,0 +1,157 @@
+"""Captioned images in tar archives, in webdataset's layout: `000017.jpg` beside `000017.txt` or `000017.json`.
+
+Archives are read front to back, one member at a time: nothing is unpacked to disk and no name inside one is ever used
+as a path. Members of one sample must follow one another, as webdataset writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, SeenRows, captioned, first_line, unseen
+from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+TEXTS = ("txt", "text", "caption")
+JSON_FIELDS = ("caption", "text", "prompt")
+MAX_TEXT_BYTES = 1 << 20
+
+_Sample = dict[str, bytes | str]
+
+
+class TarSource:
+    """The captioned images of one .tar or of all .tar files of a folder, by name, at ``resolution`` pixels.
+
+    The caption is the .txt member, or the .json member's "caption", "text" or "prompt". ``count`` stops after that
+    many usable images; ``strict`` refuses at the first that would be skipped.
+
+    Raises PrepareError: no archive, or an unreadable one.
+    """
+
+    def __init__(self, place: Path, *, resolution: int, count: int | None = None, strict: bool = False) -> None:
+        self._files = tar_files(place)
+        self._resolution, self._count, self._strict = resolution, count, strict
+        if not self._files:
+            raise PrepareError(f"{place} is no .tar file and holds none")
+        self._total: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's fields about this source."""
+        return {
+            "source": {"kind": "webdataset", "archives": len(self._files)},
+            "licences": [{"what": "the images of the archives", "name": "not stated"}],
+        }
+
+    def total(self) -> int:
+        """Images that will be looked at, at most; counted by a walk over the archives' headers."""
+        if self._total is None:
+            self._total = sum(1 for path in self._files for name in _names(path) if _split(name)[1] in IMAGES)
+        return self._total if self._count is None else min(self._count, self._total)
+
+    def items(self) -> Generator[Captioned | Skipped, None, None]:
+        """The images, in order, unusable ones named in their place."""
+        seen = SeenRows()
+        usable = 0
+        for path in self._files:
+            for key, sample in _samples(path):
+                item = self._item(f"{path.name} {key}", sample)
+                if isinstance(item, Captioned):
+                    item = unseen(item, seen)
+                if isinstance(item, Skipped) and self._strict:
+                    raise PrepareError(f"{item.file}: {item.why}; repair it, or run without --strict to skip it")
+                usable += isinstance(item, Captioned)
+                yield item
+                if usable == self._count:
+                    return
+
+    def _item(self, name: str, sample: _Sample) -> Captioned | Skipped:
+        image = next((sample[kind] for kind in IMAGES if kind in sample), None)
+        if image is None:
+            return Skipped(name, "has no image member")
+        if isinstance(image, str):
+            return Skipped(name, image)
+        text = _caption(sample)
+        return text if isinstance(text, Skipped) else captioned(name, image, text, self._resolution)
+
+
+def tar_files(place: Path) -> list[Path]:
+    """The .tar files at ``place`` (a file or a folder, searched through), by name."""
+    if place.is_file():
+        return [place] if place.suffix == ".tar" else []
+    return sorted(path for path in place.rglob("*.tar") if path.is_file()) if place.is_dir() else []
+
+
+def _caption(sample: _Sample) -> str | Skipped:
+    for kind in TEXTS:
+        value = sample.get(kind)
+        if isinstance(value, bytes):
+            return value.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    value = sample.get("json")
+    if isinstance(value, bytes):
+        try:
+            record = json.loads(value)
+        except (ValueError, RecursionError):
+            return ""
+        for field in JSON_FIELDS:
+            if isinstance(record, dict) and isinstance(record.get(field), str):
+                return str(record[field])
+    return ""
+
+
+def _samples(path: Path) -> Iterator[tuple[str, _Sample]]:
+    """(key, members by extension) of neighbouring members with one key; a str says why a member was not read."""
+    key, sample = "", {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                archive.members = []  # else tarfile keeps a record of every member
+                stem, kind = _split(member.name)
+                if not member.isfile() or not kind:
+                    continue
+                if stem != key:
+                    if sample:
+                        yield key, sample
+                    key, sample = stem, {}
+                sample[kind] = _member(archive, member, kind)
+        if sample:
+            yield key, sample
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise PrepareError(
+            f"{path} is no readable tar archive, or damaged behind {key or 'its start'!r} ({first_line(error)})"
+        ) from error
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> bytes | str:
+    limit = MAX_IMAGE_BYTES if kind in IMAGES else MAX_TEXT_BYTES
+    if kind not in IMAGES and kind not in TEXTS and kind != "json":
+        return ""
+    if member.size > limit:
+        return f"is larger than {limit >> 20} MiB"
+    stream = archive.extractfile(member)
+    data = stream.read(limit + 1) if stream is not None else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut short")
+    return data
+
+
+def _names(path: Path) -> Iterator[str]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                archive.members = []
+                if member.isfile():
+                    yield member.name
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise PrepareError(f"{path} is no readable tar archive ({first_line(error)})") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """("shard/000017", "jpg") of "shard/000017.jpg": the key ends at the first dot of the last part, in lower case."""
+    match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name, re.DOTALL)
+    return (match[1], match[2].lower()) if match else (name, "")

@@ -1,0 +1,87 @@
+"""What a checkpoint says of its own training, as far as the trainer knows it (SPEC.md, "Training provenance").
+
+The steps since the parent are missing here: which checkpoint was published before is the peer's to know.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paris_swarm.dht_schemas.provenance import Environment
+from paris_swarm.expert.task import Task
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def training_facts(task: Task, device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    """`meta.provenance` of a manifest without `from_step` and `to_step`, as plain JSON values."""
+    return {
+        "v": 1,
+        "seed": task.recipe.train.seed,
+        "recipe": task.recipe.digest(),
+        "rows": task.rows_used().model_dump(),
+        "environment": environment(device, precision).model_dump(),
+    }
+
+
+def environment(device: torch.device, precision: torch.dtype) -> Environment:
+    """What decides the rounding of a training step in this process."""
+    return Environment.model_validate(
+        {
+            "device": device.type,
+            "chip": chip(device),
+            "precision": PRECISIONS[precision],
+            "threads": torch.get_num_threads(),
+            "flush_denormal": flushes_denormals(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+            "torch": str(torch.__version__)[:64],
+            "package": package_version(),
+        }
+    )
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread turns subnormal results into zero; torch has a switch for it and no way to read it."""
+    return float(torch.full((1,), 1e-38) * 0.1) == 0.0
+
+
+def package_version() -> str:
+    """Version of this package, "unknown" when it runs from a folder that was never installed."""
+    try:
+        return version("paris-swarm")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def chip(device: torch.device) -> str:
+    """The kind of hardware, for people and for comparing: kernels are chosen by it."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return _plain(f"{torch.cuda.get_device_name(device)} sm_{major}{minor}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return _plain(f"{cpu_model()} {capability}")
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Vendor, family and model of the processor where Linux says them (libraries choose kernels by these), else its
+    architecture.
+    """
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.machine()
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    names = ("vendor_id", "cpu family", "model")
+    if not all(name in values for name in names):
+        return platform.machine()
+    return " ".join(values[name] for name in names)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:128]

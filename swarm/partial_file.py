@@ -1,0 +1,184 @@
+"""One file being fetched: verified chunks in any order, and a map of them that survives the process.
+
+A chunk is hashed before it is written, and its bit in the map is set after: a process killed at any moment loses the
+chunks in flight and nothing else. The map is a hint: a download that goes on hashes what it claims.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+
+from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
+from paris_swarm.dht_schemas.errors import DigestMismatch
+from paris_swarm.dht_schemas.manifest import FileEntry
+from paris_swarm.swarm.store_locks import InUse, lock_descriptor
+
+log = logging.getLogger(__name__)
+
+SYNC_BYTES = 32 * 1024 * 1024
+"""Bytes written to a file before they are sent on their way to the disk."""
+
+
+class PartialFile:
+    """One file being fetched: chunks in any order, each hashed before it is written.
+
+    Attributes:
+        entry: what the file has to become.
+        path: where it grows.
+    """
+
+    def __init__(self, entry: FileEntry, *, partial: Path, chunk_map: Path, final: Path, promised: int = 0) -> None:
+        """``promised``: bytes that other files on this disk still have to take in.
+
+        Raises:
+            InUse: another task or process is fetching this file.
+            OSError: no space (ENOSPC) or no permission.
+        """
+        self.entry = entry
+        self.path = partial
+        self._map_path, self._final = chunk_map, final
+        self._lock = threading.Lock()
+        self._held: set[int] = set()
+        self._finished = False
+        self._unsynced = 0
+        self._map_fd = -1
+        self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            # The lock is on the file itself; whoever had it may have moved the file into place meanwhile.
+            if not lock_descriptor(self._fd) or not _is_still(self._fd, partial):
+                raise InUse(f"{entry.name} is being fetched by another task or process of this home")
+            # No space is said now, not after an hour: asked for first, for all files together, then reserved.
+            needed = promised + entry.length - 512 * os.fstat(self._fd).st_blocks
+            space = os.fstatvfs(self._fd)
+            if needed > (free := space.f_bavail * space.f_frsize):
+                raise OSError(
+                    errno.ENOSPC, f"No space left on device: {needed} bytes to come, {free} free", str(partial)
+                )
+            if entry.length and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, 0, entry.length)
+            os.ftruncate(self._fd, entry.length)
+            claimed = read_map(chunk_map, len(entry.chunks))
+            for index in sorted(claimed):
+                if blake3_hex(self._read(index)) == entry.chunks[index]:
+                    self._held.add(index)
+            if self._held != claimed:
+                log.warning("%s: %d chunks changed on disk", partial, len(claimed) - len(self._held))
+            self._map_fd = os.open(chunk_map, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            size = -(-len(entry.chunks) // 8)
+            os.ftruncate(self._map_fd, size)
+            for place in range(size):
+                self._write_map(place)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is here; ``finish`` then makes the file whole."""
+        return len(self._held) == len(self.entry.chunks)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of chunks still to come, ascending."""
+        return [index for index in range(len(self.entry.chunks)) if index not in self._held]
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that this file still has to take in; 0 once it is closed."""
+        return 0 if self._fd < 0 else sum(self.size(index) for index in self.missing)
+
+    def size(self, index: int) -> int:
+        """Bytes of one chunk; only the last one may be shorter than CHUNK."""
+        return min(CHUNK, self.entry.length - index * CHUNK)
+
+    def write(self, index: int, data: bytes) -> None:
+        """Hash a chunk and write it. Raises DigestMismatch, in which case nothing was written."""
+        if len(data) != self.size(index) or blake3_hex(data) != self.entry.chunks[index]:
+            raise DigestMismatch(f"chunk {index} of {self.entry.name} does not match its digest")
+        view, offset = memoryview(data), index * CHUNK
+        # Locked whole: a close from another thread must not hand this descriptor's number to another file meanwhile.
+        with self._lock:
+            if self._fd < 0:
+                raise ValueError(f"{self.entry.name} was closed")
+            while len(view):
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+            self._held.add(index)
+            self._write_map(index // 8)
+            self._unsynced += len(data)
+            if self._unsynced >= SYNC_BYTES:
+                self._let_go_of_pages()
+
+    def _let_go_of_pages(self) -> None:
+        """Write out what came and give its memory back, so that a download of any size goes through the same few
+        megabytes. Fresh memory for each page cost a virtual machine 3 to 5 s of CPU a GiB, this 0.4 s
+        (docs/results/transfer-2026-11.md); and the last flush is short.
+        """
+        self._unsynced = 0
+        if hasattr(os, "posix_fadvise"):
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def finish(self) -> Path:
+        """Make the file whole: flush, move into place, drop the map. Raises ValueError while chunks are missing."""
+        if self.missing:
+            raise ValueError(f"{self.entry.name} still misses {len(self.missing)} chunks")
+        with self._lock:  # the last chunks may come at once, from several threads
+            if not self._finished:
+                os.fsync(self._fd)
+                os.replace(self.path, self._final)
+                self._map_path.unlink(missing_ok=True)
+                self._finished = True
+        self.close()
+        return self._final
+
+    def discard(self) -> None:
+        """Remove what was begun: somebody else made the file whole meanwhile."""
+        self.path.unlink(missing_ok=True)
+        self._map_path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what was written stays for the next time."""
+        with self._lock:
+            for descriptor in (self._fd, self._map_fd):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._fd = self._map_fd = -1
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read(self, index: int) -> bytes:
+        return os.pread(self._fd, self.size(index), index * CHUNK)
+
+    def _write_map(self, place: int) -> None:
+        """Write one byte of the map, in place: no moment at which a killed process leaves less than there was.
+
+        Not synced: after a power cut the map may claim too much or too little, and both are found out by hashing.
+        """
+        bits = sum(1 << bit for bit in range(8) if 8 * place + bit in self._held)
+        os.pwrite(self._map_fd, bytes([bits]), place)
+
+
+def read_map(path: Path, chunks: int) -> set[int]:
+    """The chunks that a map claims, of the first ``chunks``; none when there is no map."""
+    try:
+        bits = path.read_bytes()
+    except FileNotFoundError:
+        return set()
+    return {index for index in range(min(chunks, 8 * len(bits))) if bits[index // 8] >> index % 8 & 1}
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,355 @@
+"""Which chunk to ask of which peer: the part of a download that decides. Pure: no I/O, no clock, no randomness.
+
+A chunk is wanted, asked (of one peer; near the end of two), checking (it came and is being hashed and written), saved.
+The driver (fetching.py) tells what happened; the scheduler answers what to ask next:
+
+  - the rarest chunk first, then the order of the file; a fast peer gets more because it comes back for more
+  - a few requests in flight on each stream, fewer near the end, so that the last chunks lie with nobody in a queue
+  - when nothing is wanted any more, an idle peer takes over what a slower one was asked for, if it will be sooner:
+    the first copy wins, the other is dropped and counted
+  - a peer that fails is left for a while, longer each time; one that lied is never asked again
+  - a peer slower than a minimum rate is left while another one could do its work; the only one is kept
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from paris_swarm.swarm.sources import SourceBook
+
+Chunk = tuple[int, int]
+"""(index of the file in its manifest or plan, index of the chunk)."""
+
+
+@dataclass(frozen=True)
+class FetchPolicy:
+    """How a download treats its sources.
+
+    Args:
+        pipeline: chunk requests in flight on one stream; keeps it busy while a chunk is hashed and written.
+        sources: peers asked at once; further ones are used when these fail.
+        stall_s: a peer that sends nothing for so long is left.
+        min_rate: bytes/s over ``rate_window_s`` below which a peer is left while others could do its work.
+        backoff_s: pause after a failure without any progress; doubles with each further one up to ``backoff_max_s``.
+        late_s: silence after which a peer whose speed is unknown is taken to be late.
+    """
+
+    pipeline: int = 3
+    sources: int = 8
+    stall_s: float = 10.0
+    min_rate: float = 32 * 1024
+    rate_window_s: float = 15.0
+    backoff_s: float = 0.5
+    backoff_max_s: float = 30.0
+    late_s: float = 1.0
+
+
+@dataclass
+class _Source:
+    """One peer as this download sees it. asked: chunk -> when it was asked, oldest first."""
+
+    holds: frozenset[Chunk] | None
+    asked: dict[Chunk, float] = field(default_factory=dict)
+    lacks: set[int] = field(default_factory=set)
+    engaged: bool = False
+    fruitful: bool = False
+    failures: int = 0
+    spent_at: int = -1
+    retry_at: float = -math.inf
+    last_at: float = -math.inf
+    window_at: float = 0.0
+    window_bytes: int = 0
+
+    def may_hold(self, chunk: Chunk) -> bool:
+        return chunk[0] not in self.lacks and (self.holds is None or chunk in self.holds)
+
+
+class ChunkScheduler:
+    """The chunks of one download and the peers that may have them.
+
+    Args:
+        sizes: bytes of every chunk still to come.
+        book: what earlier downloads learned about peers; changed by this one.
+    """
+
+    def __init__(
+        self, sizes: Mapping[Chunk, int], *, policy: FetchPolicy | None = None, book: SourceBook | None = None
+    ) -> None:
+        self.policy = policy or FetchPolicy()
+        self.book = book or SourceBook()
+        self._sizes = dict(sizes)
+        self._wanted: list[Chunk] = sorted(sizes)
+        self._checking: dict[Chunk, str] = {}
+        self._saved: set[Chunk] = set()
+        self._sources: dict[str, _Source] = {}
+        self.duplicate_bytes = 0
+        """Bytes of chunks that came whole although another copy had won."""
+
+    # ---- what there is to do -------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether every chunk is saved."""
+        return len(self._saved) == len(self._sizes)
+
+    @property
+    def missing(self) -> int:
+        """How many chunks are not saved yet."""
+        return len(self._sizes) - len(self._saved)
+
+    def add_chunks(self, sizes: Mapping[Chunk, int]) -> None:
+        """More chunks to fetch; those already known are left as they are."""
+        for chunk, size in sizes.items():
+            if chunk not in self._sizes:
+                self._sizes[chunk] = size
+                bisect.insort(self._wanted, chunk)
+
+    def add_source(self, peer: str, holds: Collection[Chunk] | None = None) -> bool:
+        """A peer that may be asked; ``holds``: which chunks it has, None when that is not known (all, then).
+
+        Returns:
+            Whether it is new. A banned peer is kept in the books and never asked.
+        """
+        known = self._sources.get(peer)
+        chunks = None if holds is None else frozenset(holds)
+        if known is not None:
+            known.holds = chunks if holds is not None else known.holds
+            return False
+        self._sources[peer] = _Source(chunks)
+        return True
+
+    def ready(self, now: float) -> list[str]:
+        """Peers to open a stream to now, best first; at most as many as may still be engaged."""
+        room = self.policy.sources - sum(source.engaged for source in self._sources.values())
+        able = [
+            peer
+            for peer, source in self._sources.items()
+            if not source.engaged and source.retry_at <= now and self._useful(peer, source)
+        ]
+        return sorted(able, key=lambda peer: -self.book.of(peer).score)[: max(0, room)]
+
+    def next_retry(self, now: float) -> float | None:
+        """Seconds until a peer that failed may be tried again; None when there is none to wait for."""
+        waits = [
+            source.retry_at - now
+            for peer, source in self._sources.items()
+            if not source.engaged and self._useful(peer, source)
+        ]
+        return max(0.0, min(waits)) if waits else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nobody is being asked, and everybody has been since the last chunk was saved."""
+        return (
+            not self.done
+            and not self._checking
+            and not any(source.engaged for source in self._sources.values())
+            and all(
+                source.spent_at == len(self._saved) or not self._useful(peer, source)
+                for peer, source in self._sources.items()
+            )
+        )
+
+    def _useful(self, peer: str, source: _Source) -> bool:
+        if self.book.of(peer).banned is not None:
+            return False
+        if source.holds is None:
+            return not self.done
+        return any(chunk not in self._saved for chunk in source.holds if chunk in self._sizes)
+
+    # ---- asking ----------------------------------------------------------------
+
+    def engage(self, peer: str, now: float) -> None:
+        """A stream to this peer is being opened. What it said it lacks is forgotten: it may have it by now."""
+        source = self._sources[peer]
+        source.engaged, source.fruitful = True, False
+        source.lacks.clear()
+        source.last_at = source.window_at = now
+        source.window_bytes = 0
+
+    def take(self, peer: str, now: float) -> Chunk | None:
+        """What to ask of this peer now; None when its pipeline is full or there is nothing for it."""
+        source = self._sources[peer]
+        if not source.engaged or self.book.of(peer).banned is not None or len(source.asked) >= self._depth():
+            return None
+        chunk = self._rarest(source)
+        if chunk is not None:
+            self._wanted.remove(chunk)
+        else:
+            chunk = self._overdue(peer, source, now)
+        if chunk is None:
+            return None
+        if not source.asked:
+            source.last_at = source.window_at = now
+            source.window_bytes = 0
+        source.asked[chunk] = now
+        return chunk
+
+    def idle(self, peer: str) -> bool:
+        """Whether this peer owes us nothing."""
+        return not self._sources[peer].asked
+
+    def useless(self, peer: str) -> bool:
+        """Whether no chunk still to come is one that this peer may hold, after what it said on this stream."""
+        source = self._sources[peer]
+        open_chunks = (chunk for chunk in self._sizes if chunk not in self._saved)
+        return not any(source.may_hold(chunk) for chunk in open_chunks)
+
+    def _depth(self) -> int:
+        engaged = sum(source.engaged for source in self._sources.values())
+        if engaged <= 1:
+            return self.policy.pipeline
+        return max(1, min(self.policy.pipeline, math.ceil(len(self._wanted) / engaged)))
+
+    def _rarest(self, source: _Source) -> Chunk | None:
+        engaged = [other for other in self._sources.values() if other.engaged]
+        if all(other.holds is None and not other.lacks for other in engaged):
+            return self._wanted[0] if self._wanted else None
+        held = (chunk for chunk in self._wanted if source.may_hold(chunk))
+        return min(held, key=lambda chunk: (sum(other.may_hold(chunk) for other in engaged), chunk), default=None)
+
+    def _overdue(self, peer: str, source: _Source, now: float) -> Chunk | None:
+        """A chunk asked of one other peer that this one, having nothing else to do, is likely to bring sooner."""
+        if source.asked:
+            return None
+        found: list[tuple[float, Chunk]] = []
+        for other, owner in self._sources.items():
+            if other == peer:
+                continue
+            queued = 0
+            for chunk in owner.asked:
+                queued += self._sizes[chunk]
+                if chunk in self._saved or chunk in self._checking or not source.may_hold(chunk):
+                    continue
+                if sum(chunk in any_source.asked for any_source in self._sources.values()) > 1:
+                    continue
+                if self._time_for(peer, self._sizes[chunk]) < (due := self._due(other, owner, queued, now)) or (
+                    due == math.inf and now - owner.last_at >= self.policy.late_s
+                ):
+                    found.append((due, chunk))
+        return max(found, key=lambda pair: (pair[0], -pair[1][0], -pair[1][1]))[1] if found else None
+
+    def _time_for(self, peer: str, size: int) -> float:
+        rate = self.book.of(peer).rate
+        return math.inf if rate is None else size / rate
+
+    def _due(self, peer: str, source: _Source, queued: int, now: float) -> float:
+        """Seconds until this peer should have sent ``queued`` bytes; infinite when unknown, or when it is late."""
+        expected, waited = self._time_for(peer, queued), now - source.last_at
+        if expected < math.inf and waited > 2 * expected + self.policy.late_s:
+            return math.inf
+        return max(0.0, expected - waited)
+
+    # ---- what happened -----------------------------------------------------------
+
+    def arriving(self, peer: str, size: int, now: float) -> None:
+        """Some bytes of an answer came."""
+        self._sources[peer].window_bytes += size
+
+    def too_slow(self, peer: str, now: float) -> bool:
+        """Whether this peer sent less than the minimum rate over a window while another could do its work."""
+        source, policy = self._sources[peer], self.policy
+        if not source.asked or now - source.window_at < policy.rate_window_s:
+            return False
+        slow = source.window_bytes < policy.min_rate * (now - source.window_at)
+        source.window_at, source.window_bytes = now, 0
+        return slow and any(self._could_replace(other, now) for other in self._sources if other != peer)
+
+    def _could_replace(self, peer: str, now: float) -> bool:
+        source = self._sources[peer]
+        if not self._useful(peer, source):
+            return False
+        return source.fruitful if source.engaged else source.retry_at <= now and source.failures == 0
+
+    def delivered(self, peer: str, chunk: Chunk, now: float) -> bool:
+        """A whole answer came: True when it is to be checked and saved, False when another copy won. ValueError when
+        this peer was not asked for it.
+        """
+        source = self._sources[peer]
+        if chunk not in source.asked:
+            raise ValueError(f"chunk {chunk} was not asked of {peer}")
+        asked_at = source.asked.pop(chunk)
+        self.book.delivered(peer, self._sizes[chunk], now - max(asked_at, source.last_at))
+        source.last_at = now
+        if chunk in self._saved or chunk in self._checking:
+            source.fruitful = True
+            self.duplicate_bytes += self._sizes[chunk]
+            return False
+        self._checking[chunk] = peer
+        return True
+
+    def saved(self, peer: str, chunk: Chunk) -> None:
+        """The chunk that ``delivered`` let through is verified and written."""
+        del self._checking[chunk]
+        self._saved.add(chunk)
+        self._sources[peer].fruitful = True
+
+    def refused(self, peer: str, chunk: Chunk, why: str) -> None:
+        """It was not what it should be: the peer is banned, the chunk wanted again."""
+        del self._checking[chunk]
+        self._want(chunk)
+        self.ban(peer, why)
+
+    def unsaved(self, chunk: Chunk) -> None:
+        """It could not be written (no fault of the peer's): wanted again."""
+        del self._checking[chunk]
+        self._want(chunk)
+
+    def not_held(self, peer: str, chunk: Chunk) -> None:
+        """The peer does not hold this chunk, hence not this file, for now."""
+        source = self._sources[peer]
+        source.asked.pop(chunk, None)
+        source.lacks.add(chunk[0])
+        self._want(chunk)
+
+    def failed(self, peer: str, now: float) -> None:
+        """The stream ended or never opened; tried again after a pause, at once when it had been of use."""
+        source = self._sources[peer]
+        self._release(source)
+        self.book.failed(peer)
+        if source.fruitful:
+            source.failures, source.retry_at = 0, now
+        else:
+            source.failures += 1
+            pause = self.policy.backoff_s * 2.0 ** min(source.failures - 1, 32)
+            source.retry_at = now + min(pause, self.policy.backoff_max_s)
+            source.spent_at = len(self._saved)
+
+    def slow(self, peer: str, now: float) -> None:
+        """The peer was left for its slowness: like a failure, and never tried again at once."""
+        self._sources[peer].fruitful = False
+        self.failed(peer, now)
+
+    def leave(self, peer: str) -> None:
+        """Our own doing: the stream was closed with no blame on anybody."""
+        self._release(self._sources[peer])
+
+    def ban(self, peer: str, why: str) -> None:
+        """Never ask this peer again, in this download or a later one."""
+        self.book.ban(peer, why)
+        self._release(self._sources[peer])
+
+    def drop(self, peer: str) -> None:
+        """Leave this peer out for the rest of this download; it is not accused of anything."""
+        source = self._sources[peer]
+        self._release(source)
+        source.holds = frozenset()
+
+    def _release(self, source: _Source) -> None:
+        source.engaged = False
+        asked, source.asked = source.asked, {}
+        for chunk in asked:
+            self._want(chunk)
+
+    def _want(self, chunk: Chunk) -> None:
+        """Wanted again, unless it is saved, being checked, or still asked of somebody."""
+        if chunk in self._saved or chunk in self._checking:
+            return
+        if any(chunk in source.asked for source in self._sources.values()):
+            return
+        place = bisect.bisect_left(self._wanted, chunk)
+        if place == len(self._wanted) or self._wanted[place] != chunk:
+            self._wanted.insert(place, chunk)

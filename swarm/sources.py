@@ -1,0 +1,61 @@
+"""What a node knows of the peers it downloads from: how fast, how reliable, and who lied. Pure: the caller gives time.
+
+One book lasts as long as the node: what a peer did in one download decides how it is used in the next.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+_NEW_WEIGHT = 0.3
+"""Weight of the newest sample in the running averages of speed and success."""
+
+
+@dataclass
+class SourceRecord:
+    """One peer. rate: bytes/s while it owed us something, None before the first chunk; success: 0 to 1."""
+
+    rate: float | None = None
+    success: float = 1.0
+    chunks: int = 0
+    banned: str | None = None
+
+    @property
+    def score(self) -> float:
+        """Success times speed; a peer not tried yet comes first, so that it gets its chance."""
+        return math.inf if self.rate is None and self.success == 1.0 else self.success * (self.rate or 1.0)
+
+
+@dataclass
+class SourceBook:
+    """Every peer this node asked for bytes, by peer id."""
+
+    records: dict[str, SourceRecord] = field(default_factory=dict)
+
+    def of(self, peer: str) -> SourceRecord:
+        """The record of a peer, made when there is none."""
+        return self.records.setdefault(peer, SourceRecord())
+
+    def delivered(self, peer: str, size: int, seconds: float) -> None:
+        """A chunk of ``size`` bytes came ``seconds`` after it was due."""
+        record = self.of(peer)
+        sample = size / max(seconds, 1e-6)
+        record.rate = sample if record.rate is None else (1 - _NEW_WEIGHT) * record.rate + _NEW_WEIGHT * sample
+        record.success = (1 - _NEW_WEIGHT) * record.success + _NEW_WEIGHT
+        record.chunks += 1
+
+    def failed(self, peer: str) -> None:
+        """A stream to this peer ended before everything asked for had come."""
+        record = self.of(peer)
+        record.success *= 1 - _NEW_WEIGHT
+
+    def ban(self, peer: str, why: str) -> None:
+        """Never ask this peer again: it sent bytes that are not what it was asked for."""
+        record = self.of(peer)
+        if record.banned is None:
+            record.banned = why
+
+    def banned(self) -> dict[str, str]:
+        """Who lied, and how."""
+        return {peer: record.banned for peer, record in self.records.items() if record.banned is not None}

@@ -1,0 +1,83 @@
+"""Which published checkpoint a local one grew from, and what is left of old ones (over the in-memory network)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from test_peer_life import FILES, make_plan
+from worlds import run
+
+from paris_swarm.dht_schemas.manifest import build_manifest
+from paris_swarm.swarm.home import Home
+from paris_swarm.swarm.memory import MemoryNetwork, MemoryTransport
+from paris_swarm.swarm.node import SwarmNode
+
+
+async def started(folder: Path) -> SwarmNode:
+    home = Home(folder)
+    identity = home.identity()
+    transport = await MemoryTransport.start(MemoryNetwork(seed=0), identity.peer_id, seeds=[])
+    node = SwarmNode(home, identity, transport, make_plan())
+    await node.join()
+    return node
+
+
+async def published(node: SwarmNode, scratch: Path, step: int, parent: str | None, *, own: bool = True) -> str:
+    """A checkpoint in the node's store: announced by it, or only fetched from somebody."""
+    scratch.mkdir(exist_ok=True)
+    for name in FILES:
+        save_file({"w": np.array([step, 0], dtype=np.float32)}, scratch / name)
+    manifest, data, root = build_manifest(scratch, FILES, "0", meta={"step": step, "parent": parent})
+    node.store.put_folder(data, scratch)
+    if own:
+        size = manifest.total_bytes
+        await node.announce("0", step=step, root=root, parent=parent, total_bytes=size, probe_loss=1.0 / step)
+    return root
+
+
+def test_a_local_checkpoint_grew_from_the_newest_of_ours_before_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await started(tmp_path / "home")
+        assert node.grown_from("0", 5, None) is None, "nothing was published: fresh weights"
+        ten = await published(node, tmp_path / "a", 10, None)
+        twenty = await published(node, tmp_path / "b", 20, ten)
+        assert node.grown_from("0", 25, None) == twenty
+        assert node.grown_from("0", 20, None) == twenty
+        assert node.grown_from("0", 15, None) == ten, "the newer local one was damaged: the one before it serves"
+        assert node.grown_from("0", 5, None) is None
+        await node.close()
+
+    run(story())
+
+
+def test_a_run_that_began_elsewhere_does_not_claim_our_earlier_one_as_its_parent(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await started(tmp_path / "home")
+        mine = await published(node, tmp_path / "a", 10, None)
+        fetched = await published(node, tmp_path / "b", 50, "ab" * 32, own=False)
+        assert node.grown_from("0", 60, fetched) == fetched, "it crashed before it published anything of this run"
+        next_one = await published(node, tmp_path / "c", 70, fetched)
+        assert node.grown_from("0", 75, fetched) == next_one
+        assert node.grown_from("0", 65, fetched) == fetched
+        assert mine not in (node.grown_from("0", 65, fetched), node.grown_from("0", 75, fetched))
+        await node.close()
+
+    run(story())
+
+
+def test_old_files_go_and_their_manifests_stay(tmp_path: Path) -> None:
+    async def story() -> None:
+        node = await started(tmp_path / "home")
+        roots: list[str] = []
+        for step in (10, 20, 30, 40):
+            roots.append(await published(node, tmp_path / "w", step, roots[-1] if roots else None))
+            node.forget_older("0", roots[-1], keep=2)
+        assert [node.store.has(root) for root in roots] == [False, False, True, True]
+        assert [node.stored_step(root) for root in roots] == [10, 20, 30, 40]
+        assert node.stored_step(None) == 0
+        assert node.stored_step("ab" * 32) is None
+        await node.close()
+
+    run(story())
