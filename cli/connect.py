@@ -120,7 +120,12 @@ async def connected(
     )
     try:
         opened = await fetch_plan(
-            transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)], door=door
+            transport,
+            home,
+            invite.plan_id,
+            [peer_id_in(peer) for peer in seeds(home, invite)],
+            door=door,
+            store_limit=store_limit,
         )
         plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
         serving = ServingLimits(upload=upload_limit, compress=roads.compress)
@@ -204,7 +209,12 @@ async def observing(
         )
         try:
             opened = await fetch_plan(
-                transport, home, invite.plan_id, [peer_id_in(peer) for peer in seeds(home, invite)], door=door
+                transport,
+                home,
+                invite.plan_id,
+                [peer_id_in(peer) for peer in seeds(home, invite)],
+                door=door,
+                store_limit=store_limit,
             )
             plan_folder = open_plan_folder(home.swarm(invite.plan_id).plan_path, plan_id=invite.plan_id)
             node = SwarmNode(

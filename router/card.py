@@ -40,6 +40,7 @@ Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest
 
 LICENCES = {
     "CC0": "cc0-1.0",
+    "CC0 1.0": "cc0-1.0",
     "CC0-1.0": "cc0-1.0",
     "CC-BY-4.0": "cc-by-4.0",
     "CC BY 4.0": "cc-by-4.0",
@@ -78,8 +79,8 @@ def model_card(
     if missing:
         named = ", ".join("the router" if slot == ROUTER else f"expert {slot}" for slot in missing)
         sections.append(
-            f"**Missing: {named}.** `paris-swarm sample` refuses unless missing experts are allowed; diffusers draws with "
-            "what is here, and never without the router. Pictures then say what is missing, and how much of the "
+            f"**Missing: {named}.** `paris-swarm sample` refuses unless missing experts are allowed; diffusers draws "
+            "with what is here, and never without the router. Pictures then say what is missing, and how much of the "
             "router's weight went elsewhere."
         )
     sections += [
@@ -106,7 +107,9 @@ def model_card(
 
 def _licence(named: object) -> dict[str, str]:
     """What the front matter says about the licence: of the data, for nobody asked the peers for another."""
-    licences = [str(each) for each in named] if isinstance(named, list | tuple) else []
+    entries = named if isinstance(named, list | tuple) else []
+    names = [each.get("name") if isinstance(each, Mapping) else each for each in entries]
+    licences = sorted({str(name) for name in names if name})
     if len(licences) == 1 and licences[0] in LICENCES:
         return {"license": LICENCES[licences[0]]}
     if licences:

@@ -9,7 +9,8 @@ HOME/allow.txt, block.txt peer ids, one a line, `#` begins a comment: whom this 
 HOME/swarms/<plan id>/    plan/, ledger.json, held/, copies/, work/<slot>/, traffic.json, events.jsonl,
                           events.1.jsonl (the one before it),
                           token (admission to a closed swarm), notice.json (the organiser's newest notices),
-                          proofs/<peer id>.json (equivocation), roots.txt (checkpoints of this swarm in the store)
+                          proofs/<peer id>.json (equivocation), roots.txt (checkpoints of this swarm in the store),
+                          published.json (our own of them)
 """
 
 from __future__ import annotations
@@ -289,13 +290,24 @@ class SwarmHome:
             with open(self.path / "roots.txt", "ab") as roots:
                 roots.write(root.encode("ascii") + b"\n")
 
+    def published(self) -> dict[str, list[str]]:
+        """Roots of our own checkpoints whose files still lie in the store, by slot, oldest first."""
+        stored = _read_json(self.path / "published.json")
+        if not isinstance(stored, dict):
+            return {}
+        return {str(slot): [str(root) for root in roots] for slot, roots in stored.items() if isinstance(roots, list)}
+
+    def keep_published(self, published: dict[str, list[str]]) -> None:
+        """Write `published` down: what an earlier run left in the store must be found again to be let go of."""
+        atomic_write_json(self.path / "published.json", published)
+
     def write_traffic(self, traffic: dict[str, Any]) -> None:
         atomic_write_json(self.path / "traffic.json", traffic)
 
     def log_event(self, event: dict[str, Any]) -> None:
         """Append one JSON line to events.jsonl (for people and tests; never read back for decisions).
 
-        Other peers cause many of its lines, so it is bounded: a full one becomes events.1.jsonl, in the last one's place.
+        Other peers cause many of its lines, so it is bounded: a full one becomes events.1.jsonl.
         """
         path = self.path / "events.jsonl"
         with open(path, "ab") as log:

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,10 +141,10 @@ class SwarmNode:
         self.first_seen: dict[tuple[str, str], float] = {}
         self.last_seen: dict[str, float] = {}
         self.refused: list[str] = []
-        self._published: dict[str, list[str]] = {}
+        self._published = self.files.published()
         self._doubted: dict[str, float] = {}
         self._suspected: dict[tuple[str, str], float] = {}
-        """(slot, author) -> until when (Unix s) what the author announces there keeps nobody from the slot; R-REC-11."""
+        """(slot, author) -> until (Unix s) when what the author announces there keeps nobody from it; R-REC-11."""
         self._claimed: dict[str, set[str]] = {}
         self._standing_logged = self.trusted.standing
         self._proofs_kept: set[str] = set()
@@ -442,15 +442,21 @@ class SwarmNode:
             key=order,
         )
 
-    def slot_view(self, slot: str) -> SlotView:
-        """The slot as the claim policy sees it."""
+    def slot_view(self, slot: str, *, believed: Container[str] | None = None) -> SlotView:
+        """The slot as the claim policy sees it. ``believed``: digests of announcements; of other peers' checkpoints
+        only these are taken for work then.
+        """
         made: dict[str, float] = {}
         step, now = 0, self.clock()
         for holding, announcement in self.trusted.holdings.get(slot, {}).values():
             if self._is_doubted(holding) or self._suspected.get((slot, announcement.author), 0.0) > now:
                 continue
             step = max(step, announcement.step)
-            if self._is_credited(announcement):
+            if self._is_credited(announcement) and (
+                believed is None
+                or announcement.author == self.identity.peer_id
+                or blake3_hex(holding.announcement.encode()) in believed
+            ):
                 at = min(announcement.seq / 1000, self._credited.get(announcement.root, ("", math.inf))[1])
                 made[announcement.author] = max(made.get(announcement.author, 0.0), at)
         claims = dict(self.trusted.claims.get(slot, {}))
@@ -587,7 +593,7 @@ class SwarmNode:
 
         Their manifests stay: they are small, and the chain of parents can only be followed through them.
         """
-        roots = [*self._published.get(slot, []), root]
+        roots = list(dict.fromkeys([*self._published.get(slot, []), root]))
         for old in roots[:-keep]:
             if use := self._uses.pop(old, None):
                 use.release()
@@ -596,6 +602,7 @@ class SwarmNode:
             except (InUse, ValueError) as error:  # another process is at work on it, or somebody pinned it
                 log.info("kept %s: %s", old[:12], error)
         self._published[slot] = roots[-keep:]
+        self.files.keep_published(self._published)
 
     async def _store(self, key: str, envelope: bytes, until: float) -> None:
         try:
@@ -821,14 +828,18 @@ async def fetch_plan(
     *,
     counters: Counters | None = None,
     door: Door | None = None,
+    store_limit: int | None = None,
 ) -> OpenedPlan:
     """Fetch a plan and its files from ``peers`` (peer ids) unless the home has them already.
+
+    Its organiser decides how large its files are; ``store_limit`` (bytes, as in ContentStore) bounds them.
 
     Raises:
         RecordError: what came is not that plan.
         TransportError: nobody could be reached, or nobody has it.
+        OSError: no space on the disk, or none below the limit.
     """
-    store = ContentStore(home.store_path)
+    store = ContentStore(home.store_path, limit=store_limit)
     swarm = home.swarm(plan_id)
     if (swarm.plan_path / "plan.json").exists():
         return open_plan((swarm.plan_path / "plan.json").read_bytes(), plan_id=plan_id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import Any
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.records import Progress
-from paris_swarm.swarm.claims import ROUTER, rendezvous_order
+from paris_swarm.swarm.claims import ROUTER, SlotView, rendezvous_order
 from paris_swarm.swarm.lane import Claim, Lane, Look, Phase, Release, Report, Request, Rest, Start, Stop
 from paris_swarm.swarm.node import Candidate, SwarmNode
 from paris_swarm.swarm.store_locks import InUse
@@ -72,6 +73,9 @@ class _Lane:
     """Copying and checking, while it stands by."""
     training: asyncio.Task[str] | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    inquiry: asyncio.Task[None] | None = None
+    """Checking a rival's checkpoint while it trains."""
+    inquired_at: float = -math.inf
     idle_since: float = 0.0
     state: LaneState = field(init=False)
 
@@ -183,9 +187,10 @@ class Peer:
                     break
         finally:
             await self._end_chores(lane)
-            if lane.training is not None:
-                lane.training.cancel()
-                await asyncio.gather(lane.training, return_exceptions=True)
+            under_way = [task for task in (lane.training, lane.inquiry) if task is not None]
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _carry_out(self, lane: _Lane, request: Request) -> Report:
         node, views = self.node, None
@@ -194,7 +199,7 @@ class Peer:
             case Look(slots):
                 try:
                     await node.refresh(slots)
-                    views = {slot: node.slot_view(slot) for slot in slots}
+                    views = {slot: self._view(lane, slot) for slot in slots}
                 except TransportError as error:
                     log.warning("cannot look at slots %s: %s", ", ".join(slots), error)
             case Claim(slot):
@@ -261,6 +266,40 @@ class Peer:
             return
         chores.cancel()
         await asyncio.gather(chores, return_exceptions=True)
+
+    # ---- rivals ----------------------------------------------------------------
+
+    def _view(self, lane: _Lane, slot: str) -> SlotView:
+        """The slot, for a lane that trains without the checkpoints of rivals that were not verified here: a peer at
+        work yields to work, not to the word of a key ground to win the rendezvous order (R-REC-11).
+        """
+        node, policy, now = self.node, self.node.plan.policy, self.node.clock()
+        said = node.slot_view(slot)
+        if lane.training is None:
+            return said
+        proven = node.slot_view(slot, believed=self._believed)
+        working = [peer for peer in said.protecting(now, policy) if said.fresh(peer, now, policy)]
+        rivals = [peer for peer in working if peer != node.identity.peer_id]
+        unproven = {peer for peer in rivals if not proven.fresh(peer, now, policy)}
+        if unproven and len(rivals) >= policy.replicas and (lane.inquiry is None or lane.inquiry.done()):
+            found = [one for one in node.candidates(slot) if one.announcement.author in unproven]
+            # It costs a download beside the training: once a grace period, as `_check_a_rival`.
+            if found and now - lane.inquired_at > policy.first_checkpoint_grace_s:
+                lane.inquired_at = now
+                newest = max(found, key=lambda one: one.announcement.seq)
+                lane.inquiry = asyncio.create_task(self._inquire(newest))
+        return proven
+
+    async def _inquire(self, candidate: Candidate) -> None:
+        """Verify a rival's checkpoint: it is believed then, or its author suspected."""
+        try:
+            folder = await self.node.fetch_checkpoint(candidate)
+            await self._check(candidate.slot, folder, candidate.announcement, "resume")
+            self._believed.add(candidate.digest)
+        except (RecordError, TransportError) as error:
+            self.node.doubt(candidate, error)
+        except (InUse, OSError) as error:  # no room on this disk: not the checkpoint's fault
+            log.warning("cannot check %s: %s", candidate.announcement.root[:12], error)
 
     async def _check_a_rival(self, lane: _Lane) -> bool:
         """Verify one checkpoint that keeps this peer idle and that it has not verified yet.

@@ -19,8 +19,8 @@ from swarm_story import Story
 from paris_swarm.dht_schemas.identity import Identity
 
 VERBS = [
-    "prepare", "init", "bootstrap", "invite", "notice", "join", "status", "assemble", "verify", "sample", "identity",
-    "leave", "demo",
+    "prepare", "init", "bootstrap", "invite", "notice", "join", "status", "assemble", "verify", "sample", "export",
+    "import", "identity", "leave", "demo",
 ]  # fmt: skip
 DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "exit-codes.md"
 

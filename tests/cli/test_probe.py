@@ -630,8 +630,8 @@ def test_views_are_pure_and_a_missing_expert_is_a_dash(trained: Trained) -> None
 def test_nobody_continues_from_a_state_that_is_not_the_announced_one(
     trained: Trained, tmp_path: Path, lie: dict[str, object] | str | None, why: str
 ) -> None:
-    """R-VAL-4: the weights are honest, and so is their probe loss; a trainer that believed the file would sign steps that
-    nobody trained.
+    """R-VAL-4: the weights are honest, and so is their probe loss; a trainer that believed the file would sign steps
+    that nobody trained.
     """
     folder = tmp_path / "lying"
     shutil.copytree(trained.folders["0"], folder)

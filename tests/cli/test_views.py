@@ -127,3 +127,8 @@ def test_small_renderings() -> None:
     assert bar(2.0) == "█" * 8
     assert size(999) == "999 B"
     assert size(12_345_678) == "12.3 MB"
+
+
+def test_no_markup_is_read_in_a_plans_name() -> None:
+    for name in ("[/nothing]", "[link=file:///etc]click[/link]"):
+        assert name in shown(dashboard(replace(STATUS, name=name)))

@@ -5,6 +5,7 @@ PixArt's block is Paris' block: AdaLN-Single, ungated and un-normed cross-attent
 float64.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -63,7 +64,17 @@ def stock_twin(model: Expert, config: ModelConfig) -> torch.nn.Module:
     missing, unexpected = twin.load_state_dict(theirs, strict=False)
     assert not unexpected and not missing, (missing, unexpected)
     twin.pos_embed.pos_embed = ours["pos_embed"].clone()
+    twin.adaln_single.emb.time_proj = WideSinusoids()
     return twin
+
+
+class WideSinusoids(torch.nn.Module):
+    """diffusers' Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0), its waves in float64 as ours are."""
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        rates = torch.exp(-math.log(10_000.0) * torch.arange(128, dtype=torch.float32) / 128)
+        angle = (timesteps.float()[:, None] * rates[None]).double()
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +107,11 @@ def test_outputs_and_gradients_agree_with_diffusers(networks: tuple[Expert, torc
     theirs = twin(
         x_theirs,
         encoder_hidden_states=model.text_proj(states),
-        timestep=t * 999.0,
+        timestep=t.float() * 999.0,
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         encoder_attention_mask=mask,
         return_dict=False,
     )[0]
-    # Both compute the sinusoids of the time in float32; every other number is float64.
     torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-9)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     model.zero_grad()

@@ -374,9 +374,9 @@ def test_slots_left_out_of_the_lock_are_refused(folder):
 
 
 def test_files_without_a_place_are_refused_though_locked(folder):
-    (folder / "pipeline.py").write_text("print('hello')")
+    (folder / "modeling.py").write_text("print('hello')")
     relock(folder)
-    with pytest.raises(ExtraFile, match=r"pipeline\.py"):
+    with pytest.raises(ExtraFile, match=r"modeling\.py"):
         verify_folder(folder)
 
 

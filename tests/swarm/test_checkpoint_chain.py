@@ -81,3 +81,19 @@ def test_old_files_go_and_their_manifests_stay(tmp_path: Path) -> None:
         await node.close()
 
     run(story())
+
+
+def test_what_an_earlier_run_published_is_let_go_of_by_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        roots: list[str | None] = [None]
+        for run_of in range(2):
+            node = await started(tmp_path / "home")
+            for number in range(2):
+                step = 10 * (2 * run_of + number + 1)
+                root = await published(node, tmp_path / f"at-{step}", step, roots[-1])
+                node.forget_older("0", root, keep=2)
+                roots.append(root)
+            await node.close()
+        assert [node.store.has(root) for root in roots[1:] if root] == [False, False, True, True]
+
+    run(story())
