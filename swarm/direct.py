@@ -9,12 +9,14 @@ connection, from process to process, carries the same bytes at more than twice t
     client -> server  32 bytes   the ticket, inside TLS 1.3 to that port            once the certificate's digest agrees
     server -> client   8 bytes   "PSWD" | version u16 = 1 | reserved u16 = 0; from here on a file stream as any other
 
-  D1  the client dials the address at which libp2p is connected to the server, never one that it was told
+  D1  the client dials the address at which libp2p is connected to the server, never one that it was told, and no port
+      below LOWEST_PORT: behind one address may stand other people's services
   D2  the certificate's digest comes over a channel that proved the server's peer id: nobody else can own its key. The
       ticket goes nowhere before that was checked
   D3  a ticket is 32 random bytes, given to one peer id, good once and for TICKET_S: it proves who the client is
   D4  without a ticket to redeem from that address a connection is closed unread: a scanner learns nothing but a port.
-      At most PENDING connections shake hands at a time, each for HANDSHAKE_S at most
+      At most PENDING connections shake hands at a time, PENDING_PER_HOST of them from one address, each for HANDSHAKE_S
+      at most
   D5  whatever fails, libp2p carries the stream, just as authentic; the peer is not tried directly for AVOID_S
 """
 
@@ -53,6 +55,8 @@ TICKETS = 64
 """Tickets outstanding, in all."""
 TICKETS_PER_PEER = 8
 PENDING = 16
+PENDING_PER_HOST = 4
+LOWEST_PORT = 1024
 HANDSHAKE_S = 5.0
 DIAL_S = 3.0
 AVOID_S = 300.0
@@ -104,7 +108,7 @@ class DirectStreams:
         self._handler: StreamHandler | None = None
         self._tickets: dict[bytes, _Ticket] = {}
         self._avoided: dict[str, float] = {}
-        self._pending = 0
+        self._pending: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._channels: weakref.WeakSet[TlsChannel] = weakref.WeakSet()
 
@@ -156,10 +160,11 @@ class DirectStreams:
                 await asyncio.sleep(1.0)
                 continue
             host = _plain(address[0])
-            if self._pending >= PENDING or not self._expects(host):
+            full = self._pending.total() >= PENDING or self._pending[host] >= PENDING_PER_HOST
+            if full or not self._expects(host):
                 sock.close()
                 continue
-            self._pending += 1
+            self._pending[host] += 1
             task = asyncio.create_task(self._welcome(BareSocket(host, sock), host, context))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -181,7 +186,8 @@ class DirectStreams:
             bare.abort()
             return
         finally:
-            self._pending -= 1
+            self._pending[host] -= 1
+            self._pending += Counter()  # drops addresses at 0
         self._channels.add(channel)
         stream = SocketStream(ticket.peer_id, channel)
         try:
@@ -221,6 +227,8 @@ class DirectStreams:
         magic, version, port, digest, ticket = _OFFER.unpack(await control.read_exactly(_OFFER.size))
         if (magic, version) != (_MAGIC, _VERSION) or port == 0:
             raise Unreachable("it offers none now")
+        if port < LOWEST_PORT:
+            raise Unreachable(f"it names port {port}, which is not for peers")
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         bare = BareSocket(control.peer_id, sock)
         try:

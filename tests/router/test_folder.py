@@ -113,6 +113,9 @@ def test_the_card_names_peers_plan_and_figures(world, pristine):
         ASSEMBLER.peer_id,
         "0.93 of 0.97 real",
         "three colours",
+        'library_name: "diffusers"\n',
+        'license: "cc0-1.0"\n',
+        "DiffusionPipeline.from_pretrained(",
     ):
         assert said in card
     assert all(identity.peer_id in card for identity in PEERS.values())

@@ -257,7 +257,38 @@ def test_silent_connections_hold_a_place_only_for_a_while(monkeypatch: pytest.Mo
     run(scenario)
 
 
+def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D4: of the places for handshakes one host gets a few; what it opens beyond them is closed at once."""
+    monkeypatch.setattr(direct, "PENDING_PER_HOST", 2)
+
+    async def scenario() -> None:
+        async with server() as there:
+            assert there._listener is not None
+            await offered(there)
+            address = there._listener.getsockname()
+            silent = [await asyncio.open_connection(*address) for _ in range(2)]
+            reader, writer = await asyncio.open_connection(*address)
+            assert await reader.read() == b""
+            assert there._pending == {"127.0.0.1": 2}
+            for _reader, held in [*silent, (reader, writer)]:
+                held.close()
+
+    run(scenario)
+
+
 # ---- falling back
+
+
+def test_a_port_that_is_not_for_peers_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D1: the offer names a port where something listens, but too low a one."""
+    monkeypatch.setattr(direct, "LOWEST_PORT", 65_536)
+
+    async def scenario() -> None:
+        async with server() as there:
+            assert await dialled(DirectStreams(), there) is None
+            assert len(there._tickets) == 1, "nobody came to redeem it"
+
+    run(scenario)
 
 
 def test_only_the_address_that_libp2p_is_connected_to_is_dialled() -> None:
