@@ -9,15 +9,15 @@ connection, from process to process, carries the same bytes at more than twice t
     client -> server  32 bytes   the ticket, inside TLS 1.3 to that port            once the certificate's digest agrees
     server -> client   8 bytes   "PSWD" | version u16 = 1 | reserved u16 = 0; from here on a file stream as any other
 
-  D1  the client dials the address at which libp2p is connected to the server, never one that it was told, and no port
-      below LOWEST_PORT: behind one address may stand other people's services
-  D2  the certificate's digest comes over a channel that proved the server's peer id: nobody else can own its key. The
-      ticket goes nowhere before that was checked
-  D3  a ticket is 32 random bytes, given to one peer id, good once and for TICKET_S: it proves who the client is
-  D4  without a ticket to redeem from that address a connection is closed unread: a scanner learns nothing but a port.
-      At most PENDING connections shake hands at a time, PENDING_PER_HOST of them from one address, each for HANDSHAKE_S
-      at most
-  D5  whatever fails, libp2p carries the stream, just as authentic; the peer is not tried directly for AVOID_S
+  R-TLS-1  the client dials the address at which libp2p is connected to the server, never one that it was told, and no
+           port below LOWEST_PORT: behind one address may stand other people's services
+  R-TLS-2  the certificate's digest comes over a channel that proved the server's peer id: nobody else can own its key.
+           The ticket goes nowhere before that was checked
+  R-TLS-3  a ticket is 32 random bytes, given to one peer id, good once and for TICKET_S: it proves who the client is
+  R-TLS-4  without a ticket to redeem from that address a connection is closed unread: a scanner learns nothing but a
+           port. At most PENDING connections shake hands at a time, PENDING_PER_HOST of them from one address, each for
+           HANDSHAKE_S at most
+  R-TLS-5  whatever fails, libp2p carries the stream, just as authentic; the peer is not tried directly for AVOID_S
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _REMEMBERED = 256
 
 
 def host_of(multiaddr: str) -> str | None:
-    """The IP address of a multiaddr that leads straight to a host; None for relayed and other addresses (D1)."""
+    """The IP address of a multiaddr that leads straight to a host; None for relayed and other addresses (R-TLS-1)."""
     parts = multiaddr.split("/")
     if len(parts) < 3 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
         return None

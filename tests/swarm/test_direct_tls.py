@@ -138,7 +138,7 @@ def test_an_end_and_a_cut_both_end_the_stream() -> None:
 
 
 def test_another_certificate_gets_no_ticket() -> None:
-    """D2: somebody between the peers, or behind the same port, shows a certificate of their own."""
+    """R-TLS-2: somebody between the peers, or behind the same port, shows a certificate of their own."""
 
     async def scenario() -> None:
         async with server() as there:
@@ -195,7 +195,7 @@ async def offered(there: DirectStreams, peer: str = "client") -> bytes:
 
 
 def test_a_ticket_is_good_once_and_not_for_ever() -> None:
-    """D3"""
+    """R-TLS-3"""
 
     async def scenario() -> None:
         now = [0.0]
@@ -213,7 +213,7 @@ def test_a_ticket_is_good_once_and_not_for_ever() -> None:
 
 
 def test_nobody_is_answered_while_nobody_is_expected() -> None:
-    """D4: a scanner finds a port that closes, and neither certificate nor protocol."""
+    """R-TLS-4: a scanner finds a port that closes, and neither certificate nor protocol."""
 
     async def scenario() -> None:
         async with server() as there:
@@ -239,7 +239,7 @@ def test_tickets_are_counted() -> None:
 
 
 def test_silent_connections_hold_a_place_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D4: slow loris. The places are few, freed by time, and a peer with a ticket gets through afterwards."""
+    """R-TLS-4: slow loris. The places are few, freed by time, and a peer with a ticket gets through afterwards."""
     monkeypatch.setattr(direct, "HANDSHAKE_S", 0.3)
     monkeypatch.setattr(direct, "PENDING", 2)
 
@@ -258,7 +258,7 @@ def test_silent_connections_hold_a_place_only_for_a_while(monkeypatch: pytest.Mo
 
 
 def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D4: of the places for handshakes one host gets a few; what it opens beyond them is closed at once."""
+    """R-TLS-4: of the places for handshakes one host gets a few; what it opens beyond them is closed at once."""
     monkeypatch.setattr(direct, "PENDING_PER_HOST", 2)
 
     async def scenario() -> None:
@@ -280,7 +280,7 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_port_that_is_not_for_peers_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D1: the offer names a port where something listens, but too low a one."""
+    """R-TLS-1: the offer names a port where something listens, but too low a one."""
     monkeypatch.setattr(direct, "LOWEST_PORT", 65_536)
 
     async def scenario() -> None:
@@ -292,7 +292,7 @@ def test_a_port_that_is_not_for_peers_is_not_dialled(monkeypatch: pytest.MonkeyP
 
 
 def test_only_the_address_that_libp2p_is_connected_to_is_dialled() -> None:
-    """D1"""
+    """R-TLS-1"""
     assert host_of("/ip4/10.1.2.3/tcp/99") == "10.1.2.3"
     assert host_of("/ip6/0:0::1/udp/9/quic-v1") == "::1"
     assert host_of("/ip6/::ffff:10.1.2.3/tcp/99") == "10.1.2.3"
@@ -321,7 +321,7 @@ def test_whatever_is_offered_the_answer_is_a_stream_or_none(change: Callable[[by
 
 
 def test_a_port_nobody_listens_on_is_left_alone_for_a_while() -> None:
-    """D5"""
+    """R-TLS-5"""
 
     async def scenario() -> None:
         now = [0.0]
