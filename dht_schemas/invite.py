@@ -106,7 +106,7 @@ def peer_address(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise InviteError(f"address {quoted(text, 120)} has characters that no multiaddr has")
     head, mark, peer_id = text.rpartition("/p2p/")
-    if not mark or not head:
+    if not mark or not head.strip("/"):  # "//p2p/..." names no address, though multiaddr reads it
         raise InviteError(
             f"address {quoted(text, 120)} must end in /p2p/<peer id>, as /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW... does"
         )

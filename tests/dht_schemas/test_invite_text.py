@@ -72,6 +72,7 @@ GOOD = f"/ip4/203.0.113.5/tcp/4001/p2p/{PEER}"
         (f"paris:{PLAN}?peer=203.0.113.5:4001", "/p2p/<peer id>"),
         (f"paris:{PLAN}?peer=/ip4/203.0.113.5/tcp/4001", "/p2p/<peer id>"),
         (f"paris:{PLAN}?peer=/p2p/{PEER}", "/p2p/<peer id>"),
+        (f"paris:{PLAN}?peer=//p2p/{PEER}", "/p2p/<peer id>"),
         (f"paris:{PLAN}?peer=/ip4/203.0.113.5/tcp/4001/p2p/{PEER[:-1]}", "peer id"),
         (f"paris:{PLAN}?peer=/ip4/1.2.3.4/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "12D3KooW"),
         (f"paris:{PLAN}?peer={GOOD}/p2p-circuit", "peer id"),
