@@ -68,7 +68,7 @@ def test_the_report_has_every_figure(report: tuple[Path, dict]) -> None:
     } <= set(figures)
     assert {"records", "files_before_assembly", "files", "gradients"} <= set(figures["bytes"])
     assert [slot["slot"] for slot in figures["slots"]] == ["0", "1", "router"]
-    assert all(set(slot) == {"slot", "peer", "root", "step", "probe_loss"} for slot in figures["slots"])
+    assert all({"slot", "peer", "root", "step", "probe_loss"} <= set(slot) for slot in figures["slots"])
     assert figures["cluster_accuracy_real"] > 0.9
     for name in ("samples.png", "model/lock.json", "swarm"):
         assert (out / name).exists()
