@@ -132,7 +132,7 @@ def test_every_file_arrives_and_both_sides_count_the_same_bytes(
     async def scenario() -> None:
         async with world:
             cast = Cast(world, tmp_path)
-            source = await cast.source(checkpoint)
+            source = await cast.source(checkpoint, compress="always")
             receiver = await cast.receiver()
             manifest = await fetch_blob(
                 receiver.node, [source.peer_id], checkpoint.root, max_bytes=1 << 20, counters=receiver.counters

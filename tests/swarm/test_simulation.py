@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,9 @@ def test_remembered_verification_still_refuses_and_is_over_after_the_block() -> 
             assert Claim.open(good).record.seq == 1
             with pytest.raises(BadSignature):
                 Claim.open(forged)
+        elsewhere = threading.Thread(target=Claim.open, args=(good,))  # a real node's, say
+        elsewhere.start()
+        elsewhere.join()
     assert verifier.count == 6
     assert SignedRecord.__dict__["open"] is real
 
