@@ -381,16 +381,20 @@ def responses(data: bytes) -> bool:
 
 
 def compressed(data: bytes) -> bool:
-    """2 bytes of declared length, then a payload that claims to be zstd."""
+    """2 bytes of declared length, then a payload that claims to be zstd, plain or over byte planes of either width."""
     if len(data) < 3:
         return False
     length = int.from_bytes(data[:2], "big")
-    try:
-        out = wire.decode_payload(wire.Response(wire.Status.OK, wire.Encoding.ZSTD, length, data[2:]))
-    except wire.BadFrame:
-        return False
-    assert len(out) == length
-    return True
+    read = []
+    for encoding in (wire.Encoding.ZSTD, wire.Encoding.PLANES_2, wire.Encoding.PLANES_4):
+        try:
+            out = wire.decode_payload(wire.Response(wire.Status.OK, encoding, length, data[2:]))
+        except wire.BadFrame:
+            continue
+        assert len(out) == length
+        read.append(sorted(out))
+    assert all(other == read[0] for other in read), "planes are permutations of one content"
+    return bool(read)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
