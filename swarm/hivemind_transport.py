@@ -79,8 +79,8 @@ _MAX_KNOWN = 64
 _CONTROL_S = 20.0
 _LOOKUP_S = 20.0
 _RELAYED_BYTES = 1 << 30
-"""What a relay carries in one circuit; a download goes on where it was cut. Tried with hivemind 1.1.12: this figure
-holds; 2**31 - 1 together with -relayTimeLimit=24h left libp2p's 128 KiB in force.
+"""What a relay is asked to carry in one circuit. With hivemind 1.1.12 p2pd honours it in some starts only; in others
+libp2p's 128 KiB stay in force (docs/results/transfer-faults-2026-11.md).
 """
 
 

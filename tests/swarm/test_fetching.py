@@ -202,7 +202,8 @@ def test_a_changed_byte_on_a_sources_disk_is_refused_and_the_honest_copy_gets_th
             receiver = await cast.receiver()
             paths = await receiver.fetch(checkpoint, [damaged.peer_id, honest.peer_id])
             assert read_all(paths) == checkpoint.content()
-            [(peer, error)] = receiver.faults
+            # A newcomer may not find the way to either at once: that is nobody's fault and tried again.
+            [(peer, error)] = [fault for fault in receiver.faults if isinstance(fault[1], RecordError)]
             assert peer == damaged.peer_id
             assert isinstance(error, BadChunk)
             assert "changed on disk" in str(error)
