@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paris_swarm.swarm.simulation.liars import KINDS
 from paris_swarm.swarm.simulation.scenario import Scenario, Simulation
 from paris_swarm.swarm.simulation.verifying import verification_s
 from paris_swarm.swarm.simulation.world import Faults
@@ -87,6 +88,10 @@ def scenario_of(args: argparse.Namespace) -> Scenario:
         life_leases=args.life,
         leaving=args.leaving,
         liars=args.liars,
+        kinds=tuple(args.kinds.split(",")),
+        slow=args.slow,
+        grace_s=args.grace,
+        checkpoint_every_s=args.checkpoint_every,
         parted=tuple(args.parted) if args.parted else None,
         skew_s=args.skew,
         replicas=args.replicas,
@@ -103,8 +108,14 @@ def main() -> int:
     parser.add_argument("--life", type=float, default=12.0, help="mean lifetime of a peer, in leases")
     parser.add_argument("--leaving", type=float, default=0.0, help="share of departures that release their slot")
     parser.add_argument("--liars", type=float, default=0.0, help="share of peers that lie, all kinds alike")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of liars, separated by commas")
+    parser.add_argument("--slow", type=float, default=0.0, help="share of honest peers whose checkpoints take long")
     parser.add_argument("--parted", type=float, nargs=2, metavar=("FROM", "TO"), help="leases of a partition in halves")
     parser.add_argument("--skew", type=float, default=1.0, help="clocks are off by up to this, seconds")
+    parser.add_argument(
+        "--grace", type=float, default=1200.0, help="seconds that a claim without a checkpoint protects"
+    )
+    parser.add_argument("--checkpoint-every", type=float, default=600.0, help="seconds between two checkpoints")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--loss", type=float, default=0.01, help="probability that a message is lost")
     parser.add_argument("--duplicate", type=float, default=0.01, help="probability that a store arrives twice")

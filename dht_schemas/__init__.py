@@ -80,6 +80,7 @@ from paris_swarm.dht_schemas.notice import MAX_NOTICE, Notice, Standing, open_no
 from paris_swarm.dht_schemas.plan import (
     MAX_PLAN,
     Bars,
+    ExpertVariant,
     OpenedPlan,
     Plan,
     Policy,
@@ -127,6 +128,7 @@ __all__ = [
     "Environment",
     "Equivocation",
     "EquivocationProof",
+    "ExpertVariant",
     "FileEntry",
     "Greeting",
     "Holding",

@@ -96,6 +96,11 @@ def seal_delegation(identity: Identity, plan_id: str, observer: str, until: floa
 
 def check_delegation(plan_id: str, observer: str, delegation: str, now: float) -> str:
     """The peer in whose name ``observer`` reads. ``now`` in Unix seconds. Raises NotAdmitted (R-ADM-3)."""
+    return open_delegation(plan_id, observer, delegation, now).peer
+
+
+def open_delegation(plan_id: str, observer: str, delegation: str, now: float) -> Delegation:
+    """The same, with how long it lasts. Raises NotAdmitted (R-ADM-3)."""
     try:
         sealed = unseal(delegation.encode("utf-8"), payload_type("delegation"), max_bytes=MAX_RECORD)
         said = read_model(Delegation, sealed.payload)
@@ -110,7 +115,7 @@ def check_delegation(plan_id: str, observer: str, delegation: str, now: float) -
     left = said.until - now
     if not math.isfinite(left) or not 0 < left <= MAX_LEASE_S + CLOCK_TOLERANCE_S:
         raise NotAdmitted(f"the delegation of {observer} ends {left:.0f} s from now", rule="R-ADM-3")
-    return said.peer
+    return said
 
 
 # ---- a node's own lists --------------------------------------------------------------------------------------------

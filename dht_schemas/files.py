@@ -40,19 +40,28 @@ def atomic_write_json(path: str | os.PathLike[str], obj: object, *, mode: int = 
     atomic_write(path, (text + "\n").encode("utf-8"), mode=mode)
 
 
-def quarantine(path: str | os.PathLike[str]) -> Path:
+def quarantine(path: str | os.PathLike[str], *, keep: bool = False) -> Path:
     """Rename a damaged file or folder to ``<name>.corrupt-N`` (the first free N) and return the new path. Nothing is
-    deleted.
+    deleted. ``keep``: a file stays under its own name, too, until it is replaced (where the file system has links).
     """
     source = Path(path)
     number = 1
     while True:
         target = source.with_name(f"{source.name}.corrupt-{number}")
         if not os.path.lexists(target):
-            os.rename(source, target)
+            if not keep or not _linked(source, target):
+                os.rename(source, target)
             _sync_folder(source.parent)
             return target
         number += 1
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from paris_swarm.dht_schemas.canonical import MAX_INT, canonical_json
 from paris_swarm.dht_schemas.digest import blake3_hex
@@ -41,6 +41,8 @@ MAX_PLAN_FILES = 2048
 """Files of a plan folder beside plan.json."""
 MAX_TENSORS = 65536
 """Tensors of a weights file."""
+MAX_VARIANTS = 64
+"""Kinds of experts beside the one that `expert` describes."""
 MAX_FREE_FORM = 64 * 1024
 """Bytes of canonical JSON in a free-form field (``data``, ``recipe``)."""
 
@@ -116,6 +118,12 @@ class SlotSpec(Model):
         return self
 
 
+class ExpertVariant(SlotSpec):
+    """What is trained in some cluster slots instead of ``Plan.expert``: another objective, size or precision."""
+
+    slots: Annotated[tuple[Slot, ...], Field(min_length=1), *array(MAX_CLUSTERS)]
+
+
 class Policy(Model):
     """Cadence and limits of the swarm."""
 
@@ -164,6 +172,9 @@ class Plan(Model):
     data: FreeForm
     """Source, licences, encoders: for people and for the trainer."""
     expert: SlotSpec
+    """Of every cluster slot that no variant names."""
+    variants: Annotated[tuple[ExpertVariant, ...], Field(min_length=1), *array(MAX_VARIANTS)] = ()
+    """Kinds of experts beside it. A plan without any leaves the field out, as plans did before there was one."""
     router: SlotSpec
     policy: Policy
     admission: Literal["open", "invited"]
@@ -189,10 +200,12 @@ class Plan(Model):
         )
 
     def slot_spec(self, slot: str) -> SlotSpec:
-        """The expert's or the router's specification. Raises ValueError for a slot that the plan does not have."""
+        """What is trained in a slot. Raises ValueError for a slot that the plan does not have."""
         if not self.has_slot(slot):
             raise ValueError(f"the plan {self.name!r} has no slot {quoted(slot)}")
-        return self.router if slot == ROUTER else self.expert
+        if slot == ROUTER:
+            return self.router
+        return next((variant for variant in self.variants if slot in variant.slots), self.expert)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -201,7 +214,19 @@ class Plan(Model):
             raise ValueError(f"{PLAN_FILE} cannot name itself among its files")
         if set(self.verification.bars) != set(self.slots):
             raise ValueError("verification.bars must have one entry for every slot and no other")
+        named = [slot for variant in self.variants for slot in variant.slots]
+        if len(set(named)) != len(named):
+            raise ValueError("variants name a slot twice")
+        if strange := next((slot for slot in named if slot == ROUTER or not self.has_slot(slot)), None):
+            raise ValueError(f"variants name {strange}, which is no cluster of the plan")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_variants(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = inner(self)
+        if not self.variants:
+            values.pop("variants", None)  # so that a plan without variants has the bytes that it always had
+        return values
 
 
 @dataclass(frozen=True, slots=True)

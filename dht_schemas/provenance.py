@@ -50,6 +50,12 @@ class Environment(Model):
     torch: Annotated[str, *printable(64)]
     package: Annotated[str, *printable(64)]
     """Version of paris-swarm."""
+    micro_batch: Count = 0
+    """Rows a forward pass where the batch was taken in pieces, 0 where it was taken whole."""
+    processes: Annotated[Count, Field(ge=1)] = 1
+    """Processes that shared each batch, an equal part each."""
+    compiled: bool = False
+    """Whether torch.compile made the kernels."""
 
 
 class Provenance(Model):

@@ -16,7 +16,11 @@ Rules (docs/architecture.md, "Claims"):
       others are shown and ignored (R-REC-10);
   C8  a peer that has begun to train while its claim still settles, and finds a rival it had not seen, yields to the one
       whose claim tells of more steps, before C5's order: who was there longer. No two yield to each other, for what is
-      seen of a rival is never ahead of what the rival says.
+      seen of a rival is never ahead of what the rival says;
+  C9  a bare claim (no fresh checkpoint of its holder on that slot) protects nothing where its holder was found to be
+      idle, by this reader and for a while (R-REC-13): it let a grace run out; it stood for a whole lease beside
+      ``replicas`` claims with fresh checkpoints, to which it should have yielded; or it claims far more slots than a
+      key may. A fresh checkpoint protects its holder whatever was found.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ class SlotView:
     checkpoint_at: when each author's newest announced checkpoint of this slot was made (Unix s).
     step: steps of the slot's current checkpoint, 0 without one.
     beyond: peers whose claim on this slot does not count, because they claim too many (C7).
+    idle: peers whose claim protects nothing without a fresh checkpoint (C9).
     """
 
     slot: str
@@ -71,6 +76,7 @@ class SlotView:
     checkpoint_at: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
     beyond: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
     def live(self, now: float) -> dict[str, Claim]:
         """Claims whose lease runs (C1)."""
@@ -82,25 +88,28 @@ class SlotView:
         return made is not None and now - made < 2 * policy.checkpoint_every_s
 
     def protecting(self, now: float, policy: Policy) -> dict[str, Claim]:
-        """Live claims that keep the slot (C2)."""
+        """Live claims that keep the slot (C2, C7, C9)."""
         return {
             peer: claim
             for peer, claim in self.live(now).items()
-            if peer not in self.beyond
-            and (
-                now - self.first_seen.get(peer, now) < policy.first_checkpoint_grace_s or self.fresh(peer, now, policy)
-            )
+            if peer not in self.beyond and (self._in_grace(peer, now, policy) or self.fresh(peer, now, policy))
         }
+
+    def _in_grace(self, peer: str, now: float, policy: Policy) -> bool:
+        return peer not in self.idle and now - self.first_seen.get(peer, now) < policy.first_checkpoint_grace_s
 
     def room_at(self, now: float, policy: Policy) -> float:
         """When there will be room if nothing more is said: the earliest time at which fewer than ``replicas`` of the
         claims that protect the slot now still do (Unix s); ``now`` when there is room already.
         """
-        grace, kept = policy.first_checkpoint_grace_s, 2 * policy.checkpoint_every_s
+        kept = 2 * policy.checkpoint_every_s
+
+        def grace_ends(peer: str) -> float:
+            waits = -math.inf if peer in self.idle else policy.first_checkpoint_grace_s
+            return self.first_seen.get(peer, now) + waits
+
         ends = sorted(
-            min(
-                claim.until, max(self.first_seen.get(peer, now) + grace, self.checkpoint_at.get(peer, -math.inf) + kept)
-            )
+            min(claim.until, max(grace_ends(peer), self.checkpoint_at.get(peer, -math.inf) + kept))
             for peer, claim in self.protecting(now, policy).items()
         )
         return ends[len(ends) - policy.replicas] if len(ends) >= policy.replicas else now
@@ -164,7 +173,8 @@ def choose(
     for name, view in unfinished.items():
         others = [other for other in view.protecting(now, policy) if other != peer]
         if len(others) < policy.replicas:
-            crowd = sum(1 for other in view.live(now) if other != peer and other not in view.beyond)
+            uncounted = view.beyond | view.idle | {peer}
+            crowd = sum(1 for other in view.live(now) if other not in uncounted)
             room.append((crowd, -rendezvous_weight(plan_id, peer, name), name))
     if not room:
         return Wait("held")

@@ -18,6 +18,7 @@ connection, from process to process, carries the same bytes at more than twice t
            port. At most PENDING connections shake hands at a time, PENDING_PER_HOST of them from one address, each for
            HANDSHAKE_S at most
   R-TLS-5  whatever fails, libp2p carries the stream, just as authentic; the peer is not tried directly for AVOID_S
+           (RELAYED_S behind a relay, for libp2p may get past it)
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ LOWEST_PORT = 1024
 HANDSHAKE_S = 5.0
 DIAL_S = 3.0
 AVOID_S = 300.0
+RELAYED_S = 30.0
+"""For how long a peer that libp2p reaches through a relay is not asked again for a direct connection."""
 
 _HELLO = struct.Struct(">4sHH")
 _OFFER = struct.Struct(">4sHH32s32s")
@@ -167,7 +170,12 @@ class DirectStreams:
             self._pending[host] += 1
             task = asyncio.create_task(self._welcome(BareSocket(host, sock), host, context))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._welcomed)
+
+    def _welcomed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the handler of a direct stream failed", exc_info=error)
 
     async def _welcome(self, bare: BareSocket, host: str, context: ssl.SSLContext) -> None:
         """From a fresh connection to a stream with a peer id."""
@@ -202,15 +210,19 @@ class DirectStreams:
         """False for a while after a direct connection to this peer did not come about."""
         return self._avoided.get(peer_id, 0.0) <= self._clock()
 
-    def avoid(self, peer_id: str) -> None:
+    def avoid(self, peer_id: str, seconds: float = AVOID_S) -> None:
         """Use libp2p for this peer for a while."""
         now = self._clock()
         self._avoided = {peer: until for peer, until in self._avoided.items() if until > now}
         if len(self._avoided) < _REMEMBERED:
-            self._avoided[peer_id] = now + AVOID_S
+            self._avoided[peer_id] = now + seconds
 
     async def dial(self, control: Stream, remote: str) -> Stream | None:
         """Ask for an offer on ``control``, a libp2p stream to ``remote``, and take it up; None: use libp2p."""
+        if "p2p-circuit" in remote.split("/"):
+            # libp2p may punch a hole at any time, and then it is connected to an address that can be tried.
+            self.avoid(control.peer_id, RELAYED_S)
+            return None
         try:
             async with asyncio.timeout(DIAL_S + HANDSHAKE_S):
                 return await self._dial(control, remote)

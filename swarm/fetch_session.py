@@ -41,6 +41,7 @@ class Session:
 
     Attributes:
         cut: bytes that came of an answer that has not come whole.
+        came: bytes that came in all, since the greeting.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Session:
         self._reader = wire.ResponseReader()
         self._arriving = arriving or (lambda _size: None)
         self._piece = PIECE // 4
-        self.cut = 0
+        self.cut = self.came = 0
 
     async def greet(self, door: Door) -> None:
         """Greet before anything is asked. Raises as door.greet_server, and BadChunk for a broken protocol."""
@@ -89,6 +90,7 @@ class Session:
                 elif took < _FAST_S and len(data) == self._piece:
                     self._piece = min(PIECE, self._piece * 2)
                 self.cut += len(data)
+                self.came += len(data)
                 self._arriving(len(data))
                 responses = self._reader.receive(data)
         except TimeoutError as error:

@@ -2,7 +2,8 @@
 
 ``fetch_files`` asks several peers at once, as scheduling.py decides. One that is gone, slow or without the file is left
 and tried again later; one that sent bytes which do not match is named and never asked again by this node. A file whose
-download is cut, by whatever, goes on where it was: the store keeps each verified chunk.
+download is cut, by whatever, goes on where it was: the store keeps each verified chunk. Where streams end before a
+chunk has come (relays let 128 KiB through a circuit) it is asked for in parts (parts.py), kept from stream to stream.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from paris_swarm.swarm.counters import Counters
 from paris_swarm.swarm.door import Door, OpenDoor
 from paris_swarm.swarm.fetch_session import BadChunk, DamagedCopy, Session
 from paris_swarm.swarm.partial_file import PartialFile
+from paris_swarm.swarm.parts import IN_FLIGHT, BegunChunks, Part, joined, parts_of
 from paris_swarm.swarm.scheduling import Chunk, ChunkScheduler, FetchPolicy
 from paris_swarm.swarm.sources import SourceBook
 from paris_swarm.swarm.store import ContentStore, RootKind
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 10.0
 """How often the caller is asked for further sources while a download lasts."""
 _POLL_S = 0.25
+_KEPT_AWAY = 4
+"""Peers without a stream at the moment whose parts of a chunk are kept: at most a chunk each in memory."""
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes here, bytes in all) of the wanted files after every chunk."""
@@ -56,15 +60,17 @@ class FetchReport:
 
     Attributes:
         saved: verified and written. refused: did not verify.
-        twice: came more than once: chunks asked of two peers near the end, and the pieces of chunks that were cut.
+        twice: came more than once: chunks asked of two peers near the end, and the pieces of answers that were cut.
         chunks: peer id -> chunks that it delivered.
-        faults: (peer id, what it did), in order.
+        resumed: streams that ended early, having brought something, and were followed by another one at once.
+        faults: (peer id, what it did), in order; without those.
     """
 
     saved: int = 0
     twice: int = 0
     refused: int = 0
     chunks: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
     faults: list[tuple[str, Exception]] = field(default_factory=list)
 
 
@@ -101,17 +107,45 @@ async def fetch_blob(
         if book.of(peer).banned is not None:
             continue
         try:
-            async with sources.session(peer, what) as session:
-                await session.ask(wire.Request(wire.RequestKind.BLOB, digest), 0, min(max_bytes, wire.MAX_PAYLOAD))
-                response = await session.answer()
-                if response.status == wire.Status.NOT_HELD:
-                    raise session.not_held()
-            if counters is not None:
-                counters.add("received", peer, "blob", wire=len(response.payload), logical=response.length)
-            return await asyncio.to_thread(_opened_blob, peer, what, digest, response)
+            parts = await _blob_parts(sources, peer, digest, min(max_bytes, wire.MAX_PAYLOAD), counters)
+            return await asyncio.to_thread(_opened_blob, peer, what, digest, parts)
         except (TransportError, RecordError) as error:
             sources.note(peer, error)
     raise sources.error(what)
+
+
+async def _blob_parts(
+    sources: _Sources, peer: str, digest: str, most: int, counters: Counters | None
+) -> list[wire.Response]:
+    """All of a blob from one peer, over as many streams as it takes while each brings something. Raises as ``Session``
+    and ``open_stream``.
+    """
+    parts: list[wire.Response] = []
+    offset = 0
+    while True:
+        session: Session | None = None
+        kept = len(parts)
+        try:
+            async with sources.session(peer, f"blob {digest}") as session:
+                while True:
+                    # One byte more than it may have: a longer one is refused by what its answer states.
+                    asked = min(max(wire.PART, min(sources.book.of(peer).part, most + 1 - offset)), wire.MAX_PAYLOAD)
+                    request = wire.Request(wire.RequestKind.BLOB, digest, offset=offset, length=asked)
+                    await session.ask(request, 0, min(asked, most - offset))
+                    response = await session.answer()
+                    if response.status == wire.Status.NOT_HELD:
+                        raise session.not_held()
+                    if counters is not None:
+                        counters.add("received", peer, "blob", wire=len(response.payload), logical=response.length)
+                    parts.append(response)
+                    offset += response.length
+                    if response.length < asked or offset == most:
+                        return parts
+        except TransportError as error:
+            shrunk = session is not None and sources.book.cut_short(peer, session.came)
+            if not shrunk and len(parts) == kept:
+                raise
+            sources.resume(peer, error)
 
 
 async def fetch_files(
@@ -213,6 +247,11 @@ class _Sources:
         finally:
             await stream.close()
 
+    def resume(self, peer: str, error: Exception) -> None:
+        """Keep what ended a stream that was of use: another one is opened at once."""
+        log.debug("another stream to %s: %s", peer, error)
+        self.failures[peer] = error
+
     def note(self, peer: str, error: Exception) -> None:
         """Keep what a peer did; whoever sent wrong bytes is banned."""
         log.warning("left %s: %s", peer, error)
@@ -255,6 +294,7 @@ class _Download:
         self._counters, self._on_progress, self._report = counters, on_progress, report
         self._unopened = dict(wanted)
         self._files: dict[int, PartialFile] = {}
+        self._begun = BegunChunks(_KEPT_AWAY)
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -287,7 +327,7 @@ class _Download:
             for task in self._workers.values():
                 task.cancel()
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
-            self._report.twice += self.scheduler.duplicate_bytes
+            self._report.twice += self.scheduler.duplicate_bytes + self._begun.dropped
 
     def _start_workers(self) -> None:
         now = self._clock()
@@ -351,6 +391,7 @@ class _Download:
     async def _ask(self, peer: str) -> None:
         """One stream to one source, from its opening to its end."""
         scheduler, slow = self.scheduler, False
+        session: Session | None = None
 
         def arriving(size: int) -> None:
             scheduler.arriving(peer, size, self._clock())
@@ -361,34 +402,36 @@ class _Download:
                     slow = await self._drain(peer, session)
                 finally:
                     self._report.twice += session.cut
+                    self._begun.ended(peer, self._workers.keys() - {peer})
             if slow:
                 rate = scheduler.policy.min_rate
                 raise Stalled(f"{peer} sent less than {rate:g} bytes/s while others could do better")
             scheduler.leave(peer)
         except (TransportError, RecordError) as error:
-            self._report.faults.append((peer, error))
-            self._sources.note(peer, error)
             if isinstance(error, RecordError):
                 scheduler.drop(peer)
             elif slow:
                 scheduler.slow(peer, self._clock())
-            else:
-                scheduler.failed(peer, self._clock())
+            elif scheduler.failed(peer, self._clock(), session.came if session is not None else 0):
+                self._report.resumed += 1
+                self._sources.resume(peer, error)
+                return
+            self._report.faults.append((peer, error))
+            self._sources.note(peer, error)
         except BaseException:
             scheduler.leave(peer)
             raise
 
     async def _drain(self, peer: str, session: Session) -> bool:
         """Ask one source for whatever the scheduler gives it. True: it is too slow; False: all is done."""
-        scheduler, asked = self.scheduler, deque[Chunk]()
+        scheduler, asked, upcoming = self.scheduler, deque[Part](), deque[Part]()
         answering: asyncio.Task[wire.Response] | None = None
         saving: asyncio.Task[None] | None = None
         try:
             while True:
-                while (chunk := scheduler.take(peer, self._clock())) is not None:
-                    size = self._files[chunk[0]].size(chunk[1])
-                    await session.ask(wire.Request(wire.RequestKind.CHUNK, self._root, *chunk), size, size)
-                    asked.append(chunk)
+                while len(asked) < IN_FLIGHT and (part := self._next_part(peer, upcoming)) is not None:
+                    await session.ask(part.request(self._root), part.length, part.length)
+                    asked.append(part)
                 if not asked:
                     if saving is not None:
                         await saving
@@ -415,37 +458,73 @@ class _Download:
                     await saving
                     saving = None
                 response, answering = answering.result(), None
-                saving = self._take_answer(peer, asked.popleft(), response)
+                saving = self._take_answer(peer, asked.popleft(), response, upcoming)
         finally:
             if answering is not None:
                 answering.cancel()
             left = [task for task in (answering, saving) if task is not None]
             await asyncio.gather(*left, return_exceptions=True)  # what is being written is written to its end
 
-    def _take_answer(self, peer: str, chunk: Chunk, response: wire.Response) -> asyncio.Task[None] | None:
-        """Begin to check and write a chunk; None when there is nothing to write."""
+    def _next_part(self, peer: str, upcoming: deque[Part]) -> Part | None:
+        """What to ask of this peer next: the rest of a chunk it is asked for, else another chunk."""
+        while upcoming:
+            part = upcoming.popleft()
+            if self.scheduler.owes(peer, part.chunk) and not self.scheduler.here(part.chunk):
+                return part
+            self.scheduler.give_up(peer, part.chunk)  # another copy came; what is left of this one is not asked for
+        chunk = self.scheduler.take(peer, self._clock())
+        if chunk is None:
+            return None
+        size = self._files[chunk[0]].size(chunk[1])
+        upcoming.extend(parts_of(chunk, size, self._begun.length(peer, chunk), self._sources.book.of(peer).part))
+        return upcoming.popleft()
+
+    def _take_answer(
+        self, peer: str, part: Part, response: wire.Response, upcoming: deque[Part]
+    ) -> asyncio.Task[None] | None:
+        """Keep a part; begin to check and write a chunk with its last one; None when there is nothing to write."""
+        chunk = part.chunk
         if response.status == wire.Status.NOT_HELD:
-            self.scheduler.not_held(peer, chunk)
+            if self.scheduler.owes(peer, chunk):
+                self.scheduler.not_held(peer, chunk)
+            while upcoming and upcoming[0].chunk == chunk:
+                upcoming.popleft()
             return None
         self._counters.add("received", peer, self._kind, wire=len(response.payload), logical=response.length)
+        whole = part.first and part.last
+        if not self.scheduler.owes(peer, chunk) or (self.scheduler.here(chunk) and not whole):
+            self.scheduler.give_up(peer, chunk)
+            self._report.twice += response.length
+            return None
+        # One that does not follow on was asked for before the chunk was given up, and taken again because the copy that
+        # had come was a liar's: it is dropped. Joined to what is here it would look like this peer's lie.
+        if not part.last or part.offset != self._begun.length(peer, chunk):
+            if self._begun.keep(peer, part, response):
+                self.scheduler.part(peer, chunk)
+            return None
+        parts, in_one_go = self._begun.complete(peer, part, response)
         self._report.chunks[peer] = self._report.chunks.get(peer, 0) + 1
+        if in_one_go:
+            self._sources.book.came_whole(peer)
         if not self.scheduler.delivered(peer, chunk, self._clock()):
             return None
-        return asyncio.create_task(self._save(peer, chunk, response))
+        return asyncio.create_task(self._save(peer, chunk, parts))
 
-    async def _save(self, peer: str, chunk: Chunk, response: wire.Response) -> None:
+    async def _save(self, peer: str, chunk: Chunk, parts: list[wire.Response]) -> None:
         try:
-            await asyncio.to_thread(_save_chunk, peer, self._files[chunk[0]], chunk[1], response)
+            await asyncio.to_thread(_save_chunk, peer, self._files[chunk[0]], chunk[1], parts)
         except BadChunk as error:
-            self._report.refused += len(response.payload)
+            self._report.refused += sum(len(part.payload) for part in parts)
             self.scheduler.refused(peer, chunk, error.detail)
             raise
         except BaseException:
             self.scheduler.unsaved(chunk)
             raise
         self.scheduler.saved(peer, chunk)
-        self._report.saved += response.length
-        self._here += response.length
+        self._begun.forget(chunk)
+        size = sum(part.length for part in parts)
+        self._report.saved += size
+        self._here += size
         self._tell()
         if self.scheduler.done:
             self._wake()
@@ -466,20 +545,20 @@ def _open_wanted(store: ContentStore, root: str, entry: FileEntry) -> PartialFil
     return partial
 
 
-def _save_chunk(peer: str, partial: PartialFile, chunk: int, response: wire.Response) -> None:
+def _save_chunk(peer: str, partial: PartialFile, chunk: int, parts: list[wire.Response]) -> None:
     """Decode, hash, write; move the file into place after its last chunk. Runs in a thread."""
     what = f"chunk {chunk} of {partial.entry.name}"
     try:
-        partial.write(chunk, wire.decode_payload(response))
+        partial.write(chunk, joined(parts))
     except (wire.BadFrame, DigestMismatch) as error:
         raise BadChunk(f"{what} from {peer}: {error.detail}", peer=peer) from error
     if partial.complete:
         partial.finish()
 
 
-def _opened_blob(peer: str, what: str, digest: str, response: wire.Response) -> bytes:
+def _opened_blob(peer: str, what: str, digest: str, parts: list[wire.Response]) -> bytes:
     try:
-        data = wire.decode_payload(response)
+        data = joined(parts)
     except wire.BadFrame as error:
         raise BadChunk(f"{what} from {peer}: {error.detail}", peer=peer) from error
     if blake3_hex(data) != digest:

@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from paris_swarm.dht_schemas.admission import PeerLists, check_delegation, check_token
+from paris_swarm.dht_schemas.admission import Delegation, PeerLists, check_token, open_delegation
 from paris_swarm.dht_schemas.errors import RecordError, Rollback, WrongPlan
 from paris_swarm.dht_schemas.greeting import MAX_PROOFS, Greeting
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
@@ -57,6 +57,8 @@ class SwarmDoor:
         self._on_news = on_news
         self._serves = serves
         self._speaks_for: dict[str, str] = {}
+        self._ends: dict[str, float] = {}
+        self._endings: dict[int, asyncio.TimerHandle] = {}
         self._streams: dict[str, list[Stream]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -121,10 +123,11 @@ class SwarmDoor:
         trusted = self._trusted
         lent = None
         if said.delegation is not None:
-            lent = check_delegation(trusted.plan_id, peer_id, said.delegation, self._clock())
+            lent = open_delegation(trusted.plan_id, peer_id, said.delegation, self._clock())
+        lender = None if lent is None else lent.peer
         try:
-            self._check(peer_id, lent)
-            check_token(trusted.plan, trusted.plan_id, lent or peer_id, said.token)
+            self._check(peer_id, lender)
+            check_token(trusted.plan, trusted.plan_id, lender or peer_id, said.token)
         except RecordError:
             # A greeting that is refused must not loosen what binds an observer's open streams to its peer.
             if peer_id not in self._streams:
@@ -132,17 +135,19 @@ class SwarmDoor:
             raise
         self._bind(peer_id, lent)
 
-    def _bind(self, peer_id: str, lent: str | None) -> None:
+    def _bind(self, peer_id: str, lent: Delegation | None) -> None:
         self._speaks_for.pop(peer_id, None)
+        self._ends.pop(peer_id, None)
         if lent is not None:
-            self._speaks_for[peer_id] = lent
+            self._speaks_for[peer_id] = lent.peer
+            self._ends[peer_id] = lent.until
             self._forget_observers()
 
     def _forget_observers(self) -> None:
         """Beyond MAX_OBSERVERS forget who greeted first; never one with an open stream, which R-GRT-5 may close."""
         spare = len(self._speaks_for) - MAX_OBSERVERS
         for observer in [peer for peer in self._speaks_for if peer not in self._streams][: max(0, spare)]:
-            del self._speaks_for[observer]
+            del self._speaks_for[observer], self._ends[observer]
 
     def check(self, peer_id: str) -> None:
         self._check(peer_id, self._speaks_for.get(peer_id))
@@ -173,8 +178,14 @@ class SwarmDoor:
 
     def enter(self, peer_id: str, stream: Stream) -> None:
         self._streams.setdefault(peer_id, []).append(stream)
+        if (until := self._ends.get(peer_id)) is not None:
+            # It ends with the delegation it was greeted with, also while it is idle; a new one greets with a new one.
+            left = max(0.0, until - self._clock())
+            self._endings[id(stream)] = asyncio.get_running_loop().call_later(left, self._close, stream)
 
     def leave(self, peer_id: str, stream: Stream) -> None:
+        if (ending := self._endings.pop(id(stream), None)) is not None:
+            ending.cancel()
         left = [other for other in self._streams.get(peer_id, []) if other is not stream]
         if left:
             self._streams[peer_id] = left
@@ -185,9 +196,12 @@ class SwarmDoor:
         """Close the streams of everybody who is no longer welcome (R-GRT-5)."""
         for peer_id, streams in list(self._streams.items()):
             for stream in () if self.welcomes(peer_id) else streams:
-                closing = asyncio.ensure_future(stream.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._close(stream)
+
+    def _close(self, stream: Stream) -> None:
+        closing = asyncio.ensure_future(stream.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
 class NewcomerDoor(OpenDoor):

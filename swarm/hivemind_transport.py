@@ -11,6 +11,8 @@ Why not hivemind's own front door (each point reproduced with hivemind 1.1.12):
   - ``store`` counts its own copy as success: here True means that another node holds the record.
   - an empty routing table stays empty: a watchdog dials and pings known peers again.
   - a request that fails leaks its socket: ``_Control`` closes it.
+  - a search that is cancelled leaves its tasks behind: ours are let run to their end, whoever still waits for it.
+  - p2pd starts two relay services, and which one answers is decided anew at each start: started until it is ours.
   - p2pd's death is silent, Ctrl-C in a terminal reaches it too: supervised, in a session of its own, killed with us.
 """
 
@@ -48,6 +50,7 @@ from paris_swarm.dht_schemas.invite import peer_address, peer_id_in
 from paris_swarm.swarm import p2pd_launch
 from paris_swarm.swarm.crowd import NEAREST, population
 from paris_swarm.swarm.direct import DIRECT_PROTOCOL, DirectStreams, host_of
+from paris_swarm.swarm.relay_limit import HOP_PROTOCOL, circuit_bytes
 from paris_swarm.swarm.socket_stream import BareSocket, SocketStream, taken_over
 from paris_swarm.swarm.transport import (
     FILE_PROTOCOL,
@@ -78,9 +81,12 @@ _CANDIDATES = 20
 _MAX_KNOWN = 64
 _CONTROL_S = 20.0
 _LOOKUP_S = 20.0
+_SEARCH_END_S = 2.0
 _RELAYED_BYTES = 1 << 30
-"""What a relay is asked to carry in one circuit. With hivemind 1.1.12 p2pd honours it in some starts only; in others
-libp2p's 128 KiB stay in force (docs/results/transfer-faults-2026-11.md).
+"""What a relay of ours lets through one circuit."""
+_RELAY_STARTS = 16
+"""p2pd v0.5.0 registers a second relay service, with libp2p's 128 KiB, while the one that knows our limit starts;
+whichever comes last answers, in about half of all starts ours (docs/results/transfer-faults-2026-11.md).
 """
 
 
@@ -214,7 +220,6 @@ class _LaunchedP2P(P2P):  # type: ignore[misc]
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
         command: list[str] = P2P._make_process_args(*args, **kwargs)
         if kwargs.get("relay"):
-            # As shipped a relayed stream is cut after 128 KiB, whatever p2pd's own help says: less than one chunk.
             command += ["-relayService=1", f"-relayDataLimit={_RELAYED_BYTES}"]
         if not sys.executable:
             return command
@@ -277,6 +282,84 @@ class _Control:
         return response, reader, writer
 
 
+async def _launched(**options: Any) -> P2P:
+    """Start p2pd; one that is to relay is started until the relay service in charge is the one with our limit.
+
+    Raises:
+        P2PDaemonError, OSError, TimeoutError: it does not start.
+    """
+    if not options["use_relay"] or options["force_reachability"] != "public":
+        return await _LaunchedP2P.create(**options)
+    for left in reversed(range(_RELAY_STARTS)):
+        relay = await _LaunchedP2P.create(**options)
+        try:
+            limit = await _circuit_limit(relay, options["host_maddrs"])
+        except BaseException:
+            await _ended(relay)
+            raise
+        if limit is None or limit == 0 or limit >= _RELAYED_BYTES:
+            break
+        if left:
+            await _ended(relay)
+        else:
+            log.warning("this relay lets %d bytes through a circuit: files through it come in small parts", limit)
+    return relay
+
+
+async def _circuit_limit(relay: P2P, listen: Sequence[str]) -> int | None:
+    """What a relay on this host lets through a circuit, bytes, as it tells a peer that asks; None: not found out."""
+    # A new one each time: one that knew the relay before it was started again still takes itself to be connected.
+    probe = await _LaunchedP2P.create(
+        no_listen=True,
+        dht_mode="client",
+        auto_nat=False,
+        nat_port_map=False,
+        use_relay=False,
+        check_if_identity_free=False,
+        startup_timeout=_CONTROL_S,
+    )
+    try:
+        identified = await _Control(relay).request(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+        # What it announces may lead here from outside only; what it listens on leads here from this host.
+        here = [address.replace("/0.0.0.0/", "/127.0.0.1/").replace("/ip6/::/", "/ip6/::1/") for address in listen]
+        addresses = [*(Multiaddr(address).to_bytes() for address in here), *identified.identify.addrs]
+        target = p2pd_pb2.ConnectRequest(peer=relay.peer_id.to_bytes(), addrs=addresses, timeout=int(_CONTROL_S / 2))
+        control = _Control(probe)
+        await control.request(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=target))
+        stream = await control.open_stream(relay.peer_id.to_base58(), HOP_PROTOCOL)
+        try:
+            async with asyncio.timeout(_CONTROL_S):
+                return await circuit_bytes(stream)
+        finally:
+            await stream.close()
+    except (P2PDaemonError, TransportError, TimeoutError, ValueError) as error:
+        log.warning("what this relay lets through a circuit could not be asked for: %s", error)
+        return None
+    finally:
+        await _ended(probe)
+
+
+async def _ended(p2p: P2P, tasks: Iterable[asyncio.Task[Any]] = ()) -> None:
+    """End a p2pd, what hivemind runs for it, and ``tasks``."""
+    control = p2p._client.control if p2p._client is not None else None
+    theirs = [p2p._listen_task, p2p._reader_task]
+    theirs += [control._read_task, control._write_task] if control is not None else []
+    every = [task for task in (*tasks, *theirs) if task is not None]
+    child = p2p._child
+    p2p.fail_calls()
+    p2p._terminate()
+    for task in every:
+        task.cancel()
+    await asyncio.gather(*every, return_exceptions=True)
+    try:
+        async with asyncio.timeout(5.0):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+    child._transport.close()
+
+
 class HivemindTransport:
     """One p2pd and one DHTNode on the running event loop; make it with ``await HivemindTransport.start(...)``.
 
@@ -300,6 +383,7 @@ class HivemindTransport:
         self._known: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._incoming_tasks: set[asyncio.Task[Any]] = set()
+        self._searches: set[asyncio.Task[Any]] = set()
         self._alone = asyncio.Event()
         self._closing = False
         self.unreachable_seeds: dict[str, str] = {}
@@ -348,7 +432,7 @@ class HivemindTransport:
         seeds = [peer_address(seed) for seed in seeds]
         use_hivemind_log_handler("nowhere")
         try:
-            p2p = await _LaunchedP2P.create(
+            p2p = await _launched(
                 identity_path=None if identity_path is None else str(identity_path),
                 host_maddrs=[listen] if isinstance(listen, str) else list(listen),
                 announce_maddrs=list(announce) or None,
@@ -428,7 +512,7 @@ class HivemindTransport:
             return bool(await protocol.call_store(peer, [place], [packed], [until], [subkey]) == [True])
 
         async with self._lookup(f"storing {key}"):
-            found = await self._node.find_nearest_nodes([place], k_nearest=_CANDIDATES, exclude_self=True)
+            found = await self._search(self._node.find_nearest_nodes([place], k_nearest=_CANDIDATES, exclude_self=True))
             candidates, accepted = list(found[place].values()), 0
             while candidates and accepted < REPLICAS:
                 batch, candidates = candidates[: REPLICAS - accepted], candidates[REPLICAS - accepted :]
@@ -438,7 +522,7 @@ class HivemindTransport:
     async def get(self, key: str) -> dict[str, tuple[bytes, float]]:
         node = self._need_joined()
         async with self._lookup(f"reading {key}"):
-            found = await node.get(key, latest=True)
+            found = await self._search(node.get(key, latest=True))
         if found is None or not isinstance(found.value, dict):
             return {}
         return {
@@ -446,6 +530,18 @@ class HivemindTransport:
             for subkey, item in found.value.items()
             if isinstance(subkey, str) and isinstance(item.value, bytes) and item.expiration_time > time.time()
         }
+
+    async def _search(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What a search of hivemind's finds. It goes on when the caller is cancelled; ``close`` ends it."""
+        search = asyncio.create_task(work)
+        self._searches.add(search)
+        search.add_done_callback(self._searched)
+        return await asyncio.shield(search)
+
+    def _searched(self, search: asyncio.Task[Any]) -> None:
+        self._searches.discard(search)
+        if not search.cancelled() and (error := search.exception()) is not None:
+            log.debug("a search failed: %s", error)
 
     @contextlib.asynccontextmanager
     async def _lookup(self, what: str) -> AsyncIterator[None]:
@@ -615,25 +711,12 @@ class HivemindTransport:
         self._closing = True
         if self._node is not None:
             self._node.is_alive = False
-        control = self._p2p._client.control if self._p2p._client is not None else None
-        theirs = [self._p2p._listen_task, self._p2p._reader_task]
-        theirs += [control._read_task, control._write_task] if control is not None else []
-        tasks = [task for task in (*self._tasks, *self._incoming_tasks, *theirs) if task is not None]
-        child = self._p2p._child
         if self._direct is not None:
             await self._direct.close()
         self._p2p.fail_calls()
-        self._p2p._terminate()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(5.0):
-                await child.wait()
-        except TimeoutError:
-            child.kill()
-            await child.wait()
-        child._transport.close()
+        if self._searches:  # every call they wait for has failed: they end by themselves
+            await asyncio.wait(self._searches, timeout=_SEARCH_END_S)
+        await _ended(self._p2p, (*self._tasks, *self._incoming_tasks, *self._searches))
 
     # ---- staying connected
 
@@ -651,7 +734,7 @@ class HivemindTransport:
         if self._contacts():
             with contextlib.suppress(TimeoutError, P2PDaemonError, P2PHandlerError):
                 async with asyncio.timeout(_LOOKUP_S):
-                    await node.find_nearest_nodes([node.node_id])
+                    await self._search(node.find_nearest_nodes([node.node_id]))
 
     async def _watch(self) -> None:
         """Keep the routing table filled: at once when it is empty, now and then for known peers missing from it."""

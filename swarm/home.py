@@ -6,7 +6,7 @@ HOME/peers.json           multiaddrs of peers seen, newest first: a way back in 
 HOME/store/               content store, shared by all swarms of this home
 HOME/last_swarm           invite of the swarm last joined
 HOME/allow.txt, block.txt peer ids, one a line, `#` begins a comment: whom this node alone lets in, or keeps out
-HOME/swarms/<plan id>/    plan/, ledger.json, held/, copies/, work/<slot>/, traffic.json, events.jsonl,
+HOME/swarms/<plan id>/    plan/, ledger.json and .seen, held/, copies/, work/<slot>/, traffic.json, events.jsonl,
                           events.1.jsonl (the one before it),
                           token (admission to a closed swarm), notice.json (the organiser's newest notices),
                           proofs/<peer id>.json (equivocation), roots.txt (checkpoints of this swarm in the store),
@@ -26,6 +26,7 @@ from typing import Any
 from paris_swarm.dht_schemas.admission import PeerLists, parse_peer_list
 from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
 from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.swarm.ledger import Ledger, read_json
 
 PEER_CACHE = 64
 MAX_EVENTS = 16 << 20
@@ -147,7 +148,7 @@ class Home:
 
     def known_peers(self) -> list[str]:
         """Multiaddrs seen in earlier runs, newest first; empty when there is no readable cache."""
-        cached = _read_json(self.path / "peers.json")
+        cached = read_json(self.path / "peers.json")
         return [item for item in cached if isinstance(item, str)] if isinstance(cached, list) else []
 
     def remember_peers(self, multiaddrs: Iterable[str]) -> None:
@@ -242,7 +243,7 @@ class SwarmHome:
 
     def notices(self) -> list[bytes]:
         """Envelopes of the organiser's newest notices, as written; whoever reads them verifies them."""
-        stored = _read_json(self.path / "notice.json")
+        stored = read_json(self.path / "notice.json")
         return [item.encode("utf-8") for item in stored if isinstance(item, str)] if isinstance(stored, list) else []
 
     def write_notices(self, envelopes: Iterable[bytes]) -> None:
@@ -259,7 +260,7 @@ class SwarmHome:
         """Pairs of envelopes kept as proofs of equivocation. The first is missing where only its digest was known."""
         found: list[tuple[bytes | None, bytes]] = []
         for path in sorted((self.path / "proofs").glob("*.json")):
-            match _read_json(path):
+            match read_json(path):
                 case {"first": str(first), "second": str(second)}:
                     found.append((first.encode("utf-8"), second.encode("utf-8")))
                 case {"first": None, "second": str(second)}:
@@ -292,7 +293,7 @@ class SwarmHome:
 
     def published(self) -> dict[str, list[str]]:
         """Roots of our own checkpoints whose files still lie in the store, by slot, oldest first."""
-        stored = _read_json(self.path / "published.json")
+        stored = read_json(self.path / "published.json")
         if not isinstance(stored, dict):
             return {}
         return {str(slot): [str(root) for root in roots] for slot, roots in stored.items() if isinstance(roots, list)}
@@ -317,59 +318,6 @@ class SwarmHome:
             os.replace(path, self.path / "events.1.jsonl")
 
 
-class Ledger:
-    """What this key has signed: last sequence and the very bytes, per (kind, slot), and the highest seen from others.
-
-    A signed statement is written here and fsynced *before* its first send, so that an honest crash can only ever
-    repeat the same bytes: two payloads under one sequence would be a proof of equivocation (R-REC-9).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        stored = _read_json(path)
-        self._signed: dict[str, dict[str, Any]] = {}
-        self._seen: dict[str, list[Any]] = {}
-        if isinstance(stored, dict):
-            self._signed = dict(stored.get("signed", {}))
-            self._seen = dict(stored.get("seen", {}))
-
-    def next_sequence(self, kind: str, slot: str, *, now: float, seen: int = 0) -> int:
-        """max(last signed + 1, highest own sequence seen in the DHT + 1, Unix milliseconds)."""
-        last = int(self._signed.get(f"{kind}/{slot}", {}).get("seq", 0))
-        return max(last + 1, seen + 1, int(now * 1000))
-
-    def record(self, kind: str, slot: str, seq: int, envelope: bytes) -> None:
-        """Write a signed statement down, fsynced, before it is sent."""
-        self._signed[f"{kind}/{slot}"] = {"seq": seq, "envelope": envelope.decode("utf-8")}
-        self._write()
-
-    def last(self, kind: str, slot: str) -> bytes | None:
-        """The bytes last signed for (kind, slot): after a crash these are sent again, unchanged."""
-        entry = self._signed.get(f"{kind}/{slot}")
-        return str(entry["envelope"]).encode() if entry else None
-
-    def signed(self, kind: str) -> list[bytes]:
-        """The envelopes last signed of a kind, one a slot."""
-        return [str(entry["envelope"]).encode() for key, entry in self._signed.items() if key.split("/", 1)[0] == kind]
-
-    def highest(self) -> dict[tuple[str, str, str], tuple[int, str]]:
-        """Highest (sequence, payload digest) seen for each (signer, kind, slot)."""
-        found: dict[tuple[str, str, str], tuple[int, str]] = {}
-        for key, (seq, digest) in self._seen.items():
-            signer, kind, slot = key.split("/", 2)
-            found[(signer, kind, slot)] = (int(seq), str(digest))
-        return found
-
-    def remember(self, highest: dict[tuple[str, str, str], tuple[int, str]]) -> None:
-        seen = {"/".join(key): list(value) for key, value in highest.items()}
-        if seen != self._seen:
-            self._seen = seen
-            self._write()
-
-    def _write(self) -> None:
-        atomic_write_json(self._path, {"signed": self._signed, "seen": self._seen})
-
-
 def _lines(path: Path) -> list[str]:
     return path.read_text("ascii", "replace").split() if path.exists() else []
 
@@ -386,14 +334,3 @@ def _peer_list(path: Path | None, *, needed: bool) -> list[frozenset[str]]:
         raise HomeError(
             f"{path}: {error}; write one peer id a line, as `paris-swarm identity show` prints it"
         ) from error
-
-
-def _read_json(path: Path) -> Any:
-    """The file's JSON, or None when there is none; a torn or foreign file is moved aside, never deleted."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        quarantine(path)
-        return None

@@ -14,8 +14,8 @@ Who looks when (docs/architecture.md, "Claims"):
   L3  a peer also looks at one slot at random now and then, the more seldom the more peers stand by, so that together
       they look at each slot about once a lease: no slot is forgotten when its heirs are gone;
   L4  a peer that joins looks at the slots it is an heir of, ``CONSIDERED_AT_ONCE`` at a time, until one has room;
-  L5  where a bare claim (no checkpoint behind it) holds a slot, it looks once at a few slots that the claimant prefers:
-      a key that squats many slots is found out (C7), and only one of its claims counts.
+  L5  where a bare claim (no checkpoint behind it) holds a slot, it looks once at a few other slots, those first that
+      the claimant prefers: a key that squats some has one claim that counts (C7), one that squats many none (C9).
 A claim settles a moment after it is made, and again at its first ``PROBATION`` renewals, when training has begun:
 records that were late or lost the first time are seen then. After that no claim alone can push it out (C5, C6, C8).
 So what a slot's key is read does not grow with the swarm, and what a peer reads does not either.
@@ -269,6 +269,8 @@ class Lane:
         for (slot, claimant), proof in list(self._squats.items()):
             if any(name in live and claimant not in live[name] for name in (slot, proof)):
                 del self._squats[(slot, claimant)]
+            elif slot in live and claimant in (told.views or {})[slot].idle:
+                self._squats[(slot, claimant)] = ""  # no proof needs to be looked at again
             elif not proof and slot in slots:
                 proofs = (name for name in live if claimant in live[name] and self._prefers(claimant, name, slot))
                 self._squats[(slot, claimant)] = next(proofs, "")
@@ -285,7 +287,8 @@ class Lane:
                     continue
                 self._squats[(name, claimant)] = ""
                 tries = self._dice.sample(self._slots, min(4 * SUSPECTED, len(self._slots)))
-                found.update(dict.fromkeys([slot for slot in tries if self._prefers(claimant, slot, name)][:SUSPECTED]))
+                tries.sort(key=lambda slot: self._prefers(claimant, name, slot))  # those it prefers come first
+                found.update(dict.fromkeys([slot for slot in tries if slot != name][:SUSPECTED]))
         return tuple(found)
 
     def _prefers(self, claimant: str, this: str, that: str) -> bool:
@@ -306,9 +309,19 @@ class Lane:
         self, slot: str, claimed_at: float, *, settled: bool, training: bool = True
     ) -> Generator[Request, Report, bool]:
         told = yield from self._look(slot)
+        verdict: Keep | Yield = self._review(told, slot, claimed_at, settled=settled, training=training)
+        if isinstance(verdict, Yield) and (others := self._suspects(told)):
+            told = yield from self._look(slot, *others)
+            verdict = self._review(told, slot, claimed_at, settled=settled, training=training)
+        if isinstance(verdict, Keep):
+            return True
+        yield from self._ask(Release(slot, verdict))
+        return False
+
+    def _review(self, told: Report, slot: str, claimed_at: float, *, settled: bool, training: bool) -> Keep | Yield:
         if told.views is None:
-            return True  # training goes on while the network is away
-        verdict = review(
+            return Keep(slot)  # training goes on while the network is away
+        return review(
             self._plan_id,
             self._peer,
             told.views[slot],
@@ -318,10 +331,6 @@ class Lane:
             training=training,
             now=told.now,
         )
-        if isinstance(verdict, Keep):
-            return True
-        yield from self._ask(Release(slot, verdict))
-        return False
 
     def _hold(self, slot: str, claimed_at: float) -> Generator[Request, Report, None]:
         """Train and renew until the trainer ends, the slot is lost (C6), or the peer leaves."""

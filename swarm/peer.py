@@ -24,7 +24,8 @@ from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.records import Progress
 from paris_swarm.swarm.claims import ROUTER, SlotView, rendezvous_order
 from paris_swarm.swarm.lane import Claim, Lane, Look, Phase, Release, Report, Request, Rest, Start, Stop
-from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.node import SwarmNode
+from paris_swarm.swarm.sightings import Candidate
 from paris_swarm.swarm.store_locks import InUse
 from paris_swarm.swarm.trainer import (
     CheckCheckpoint,

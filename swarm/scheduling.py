@@ -8,6 +8,9 @@ The driver (fetching.py) tells what happened; the scheduler answers what to ask 
   - when nothing is wanted any more, an idle peer takes over what a slower one was asked for, if it will be sooner:
     the first copy wins, the other is dropped and counted
   - a peer that fails is left for a while, longer each time; one that lied is never asked again
+  - a peer whose streams end early, each having brought something, is limited, not faulty (a relay lets so many bytes
+    through a circuit): it is asked again at once, for the rest of the chunk it began, which others leave to it while
+    there is anything else to do
   - a peer slower than a minimum rate is left while another one could do its work; the only one is kept
 """
 
@@ -49,13 +52,21 @@ class FetchPolicy:
 
 @dataclass
 class _Source:
-    """One peer as this download sees it. asked: chunk -> when it was asked, oldest first."""
+    """One peer as this download sees it. asked: chunk -> when it was asked, oldest first.
+
+    On the stream that is open: fruitful: a chunk was saved; progressed: parts of one came. resumed: the stream follows
+    on one that ended early, and its time counts on. begun: the chunk that parts came of, first asked at begun_at.
+    """
 
     holds: frozenset[Chunk] | None
     asked: dict[Chunk, float] = field(default_factory=dict)
     lacks: set[int] = field(default_factory=set)
     engaged: bool = False
     fruitful: bool = False
+    progressed: bool = False
+    resumed: bool = False
+    begun: Chunk | None = None
+    begun_at: float = 0.0
     failures: int = 0
     spent_at: int = -1
     retry_at: float = -math.inf
@@ -165,8 +176,12 @@ class ChunkScheduler:
     def engage(self, peer: str, now: float) -> None:
         """A stream to this peer is being opened. What it said it lacks is forgotten: it may have it by now."""
         source = self._sources[peer]
-        source.engaged, source.fruitful = True, False
+        source.engaged, source.fruitful, source.progressed = True, False, False
         source.lacks.clear()
+        if not source.resumed:
+            self._begin_window(source, now)
+
+    def _begin_window(self, source: _Source, now: float) -> None:
         source.last_at = source.window_at = now
         source.window_bytes = 0
 
@@ -175,16 +190,16 @@ class ChunkScheduler:
         source = self._sources[peer]
         if not source.engaged or self.book.of(peer).banned is not None or len(source.asked) >= self._depth():
             return None
-        chunk = self._rarest(source)
+        chunk = self._continued(source) or self._rarest(source)
         if chunk is not None:
             self._wanted.remove(chunk)
         else:
             chunk = self._overdue(peer, source, now)
         if chunk is None:
             return None
-        if not source.asked:
-            source.last_at = source.window_at = now
-            source.window_bytes = 0
+        if not source.asked and not source.resumed:
+            self._begin_window(source, now)
+        source.resumed = False
         source.asked[chunk] = now
         return chunk
 
@@ -204,12 +219,23 @@ class ChunkScheduler:
             return self.policy.pipeline
         return max(1, min(self.policy.pipeline, math.ceil(len(self._wanted) / engaged)))
 
+    def _continued(self, source: _Source) -> Chunk | None:
+        """The chunk of which this peer brought a part, when nobody else has been asked for it meanwhile."""
+        if source.begun is None or not source.may_hold(source.begun):
+            return None
+        place = bisect.bisect_left(self._wanted, source.begun)
+        return source.begun if self._wanted[place : place + 1] == [source.begun] else None
+
     def _rarest(self, source: _Source) -> Chunk | None:
+        theirs = {other.begun for other in self._sources.values() if other.begun is not None}
         engaged = [other for other in self._sources.values() if other.engaged]
-        if all(other.holds is None and not other.lacks for other in engaged):
-            return self._wanted[0] if self._wanted else None
-        held = (chunk for chunk in self._wanted if source.may_hold(chunk))
-        return min(held, key=lambda chunk: (sum(other.may_hold(chunk) for other in engaged), chunk), default=None)
+        alike = all(other.holds is None and not other.lacks for other in engaged)
+        wanted = self._wanted if alike else [chunk for chunk in self._wanted if source.may_hold(chunk)]
+        if theirs:
+            wanted = [chunk for chunk in wanted if chunk not in theirs] or wanted
+        if alike:
+            return wanted[0] if wanted else None
+        return min(wanted, key=lambda chunk: (sum(other.may_hold(chunk) for other in engaged), chunk), default=None)
 
     def _overdue(self, peer: str, source: _Source, now: float) -> Chunk | None:
         """A chunk asked of one other peer that this one, having nothing else to do, is likely to bring sooner."""
@@ -264,6 +290,25 @@ class ChunkScheduler:
             return False
         return source.fruitful if source.engaged else source.retry_at <= now and source.failures == 0
 
+    def owes(self, peer: str, chunk: Chunk) -> bool:
+        """Whether this peer was asked for the chunk and has not brought all of it."""
+        return chunk in self._sources[peer].asked
+
+    def here(self, chunk: Chunk) -> bool:
+        """Whether another copy came whole: what is still to come of this one is not worth asking for."""
+        return chunk in self._saved or chunk in self._checking
+
+    def give_up(self, peer: str, chunk: Chunk) -> None:
+        """This peer is not asked for the rest of a chunk that another one brought."""
+        self._sources[peer].asked.pop(chunk, None)
+
+    def part(self, peer: str, chunk: Chunk) -> None:
+        """One part of a chunk came, and others are to come."""
+        source = self._sources[peer]
+        source.progressed = True
+        if source.begun != chunk:
+            source.begun, source.begun_at = chunk, source.asked[chunk]
+
     def delivered(self, peer: str, chunk: Chunk, now: float) -> bool:
         """A whole answer came: True when it is to be checked and saved, False when another copy won. ValueError when
         this peer was not asked for it.
@@ -272,7 +317,10 @@ class ChunkScheduler:
         if chunk not in source.asked:
             raise ValueError(f"chunk {chunk} was not asked of {peer}")
         asked_at = source.asked.pop(chunk)
-        self.book.delivered(peer, self._sizes[chunk], now - max(asked_at, source.last_at))
+        began = max(asked_at, source.last_at)
+        if source.begun == chunk:  # over several streams, perhaps
+            began, source.begun = max(source.begun_at, source.last_at), None
+        self.book.delivered(peer, self._sizes[chunk], now - began)
         source.last_at = now
         if chunk in self._saved or chunk in self._checking:
             source.fruitful = True
@@ -286,6 +334,9 @@ class ChunkScheduler:
         del self._checking[chunk]
         self._saved.add(chunk)
         self._sources[peer].fruitful = True
+        for source in self._sources.values():
+            if source.begun == chunk:
+                source.begun = None
 
     def refused(self, peer: str, chunk: Chunk, why: str) -> None:
         """It was not what it should be: the peer is banned, the chunk wanted again."""
@@ -305,22 +356,36 @@ class ChunkScheduler:
         source.lacks.add(chunk[0])
         self._want(chunk)
 
-    def failed(self, peer: str, now: float) -> None:
-        """The stream ended or never opened; tried again after a pause, at once when it had been of use."""
+    def failed(self, peer: str, now: float, came: int = 0) -> bool:
+        """The stream ended, after ``came`` bytes, or never opened; tried again after a pause, at once when it had been
+        of use.
+
+        Returns:
+            Whether the peer is merely limited: parts came, or smaller ones may from now on. It is no worse for that,
+            unless it is too slow over all its streams (the minimum rate).
+        """
         source = self._sources[peer]
+        slow = self.too_slow(peer, now)
+        shrunk = self.book.cut_short(peer, came)
         self._release(source)
+        if (source.progressed or (shrunk and not source.fruitful)) and not slow:
+            source.resumed, source.failures, source.retry_at, source.spent_at = True, 0, now, -1
+            return True
         self.book.failed(peer)
-        if source.fruitful:
+        source.resumed, source.begun = False, None
+        if source.fruitful and not slow:
             source.failures, source.retry_at = 0, now
         else:
             source.failures += 1
             pause = self.policy.backoff_s * 2.0 ** min(source.failures - 1, 32)
             source.retry_at = now + min(pause, self.policy.backoff_max_s)
             source.spent_at = len(self._saved)
+        return False
 
     def slow(self, peer: str, now: float) -> None:
         """The peer was left for its slowness: like a failure, and never tried again at once."""
-        self._sources[peer].fruitful = False
+        source = self._sources[peer]
+        source.fruitful = source.progressed = False
         self.failed(peer, now)
 
     def leave(self, peer: str) -> None:
@@ -330,12 +395,14 @@ class ChunkScheduler:
     def ban(self, peer: str, why: str) -> None:
         """Never ask this peer again, in this download or a later one."""
         self.book.ban(peer, why)
+        self._sources[peer].begun = None
         self._release(self._sources[peer])
 
     def drop(self, peer: str) -> None:
         """Leave this peer out for the rest of this download; it is not accused of anything."""
         source = self._sources[peer]
         self._release(source)
+        source.begun = None
         source.holds = frozenset()
 
     def _release(self, source: _Source) -> None:

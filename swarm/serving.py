@@ -2,17 +2,19 @@
 
 Bounded on every side: streams in all and per peer, two prepared responses a stream (one being written, one ready),
 a stall time for readers that stop reading, an idle time for streams that stop asking, bytes a second in all and per
-peer. Each peer has one piece on its way at a time, and the one that got the fewest bytes goes next (limits.py).
+peer, chunks kept in memory for peers that ask for parts of them, and one part read at a time. Each peer has one piece
+on its way at a time, and the one that got the fewest bytes goes next (limits.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from paris_swarm.dht_schemas.errors import DigestMismatch, RecordError
@@ -28,6 +30,8 @@ __all__ = ["Counters", "ServingLimits", "serve_files"]
 
 log = logging.getLogger(__name__)
 
+RECENT_CHUNKS = 4
+"""Chunks of which parts were asked for that are kept in memory: who asks for the next part costs no reading again."""
 MAX_REFUSED = 64
 MAX_REFUSED_PER_PEER = 4
 """Streams beyond the limits that are answered "busy", in all and per peer; and streams that have not greeted yet."""
@@ -67,9 +71,14 @@ def serve_files(
     refused: Counter[str] = Counter()
     gate = UploadGate(total=bounds.upload, per_peer=bounds.upload_per_peer)
     compression = Compression(bounds.compress)
+    recent = _RecentChunks(store)
+    # Who asks for a part has a whole chunk read and hashed for the few bytes that limits of upload count: however many
+    # streams do, it costs one thread, and those that serve whole chunks and save downloads are left.
+    one_part = asyncio.Semaphore(1)
 
     async def handle(peer_id: str, stream: Stream) -> None:
-        connection = _Connection(peer_id, stream, store, counters, bounds, door or OpenDoor(), gate, compression)
+        admits = door or OpenDoor()
+        connection = _Connection(peer_id, stream, recent, one_part, counters, bounds, admits, gate, compression)
         try:
             if greeting.total() >= MAX_REFUSED or greeting[peer_id] >= MAX_REFUSED_PER_PEER:
                 return
@@ -98,11 +107,40 @@ def _place(places: Counter[str], peer_id: str) -> Iterator[None]:
             del places[peer_id]
 
 
+class _RecentChunks:
+    """Reads the store, and keeps the verified chunks that are read in parts; used from several threads."""
+
+    def __init__(self, store: ContentStore) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, int, int], bytes] = {}
+
+    def part(self, request: wire.Request) -> bytes | None:
+        """The bytes asked for; None when the chunk is not here. Raises DigestMismatch, OSError."""
+        if request.kind == wire.RequestKind.BLOB:
+            data = self.store.read_blob(request.digest)
+            return None if data is None else data[request.offset : request.offset + request.length]
+        key = (request.digest, request.file, request.chunk)
+        with self._lock:
+            data = self._kept.get(key)
+        if data is None:
+            data = self.store.read_chunk(*key)
+        if data is None or (request.offset == 0 and len(data) <= request.length):
+            return data
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = data  # the newest goes last
+            while len(self._kept) > RECENT_CHUNKS:
+                del self._kept[next(iter(self._kept))]
+        return data[request.offset : request.offset + request.length]
+
+
 @dataclass(frozen=True)
 class _Connection:
     peer_id: str
     stream: Stream
-    store: ContentStore
+    chunks: _RecentChunks
+    one_part: asyncio.Semaphore
     counters: Counters
     limits: ServingLimits
     door: Door
@@ -152,7 +190,10 @@ class _Connection:
         self.door.check(self.peer_id)
         if busy:
             return wire.Response(wire.Status.BUSY), "blob"
-        return await asyncio.to_thread(self._answer, requests[0])
+        request = requests[0]
+        part = request.kind == wire.RequestKind.CHUNK and (request.offset > 0 or request.length < wire.MAX_PAYLOAD)
+        async with self.one_part if part else nullcontext():
+            return await asyncio.to_thread(self._answer, request)
 
     async def _send(self, response: wire.Response, kind: Kind) -> None:
         await self._write(response.header())
@@ -171,12 +212,9 @@ class _Connection:
         if not self.door.serves(request.digest):
             return wire.Response(wire.Status.NOT_HELD), kind
         try:
-            if request.kind == wire.RequestKind.BLOB:
-                data = self.store.read_blob(request.digest)
-            else:
-                data = self.store.read_chunk(request.digest, request.file, request.chunk)
-                if data is not None:
-                    kind = self.store.kind(request.digest)
+            data = self.chunks.part(request)
+            if data is not None and request.kind == wire.RequestKind.CHUNK:
+                kind = self.chunks.store.kind(request.digest)
         except DigestMismatch as error:
             log.error("%s: fetch it again or restore it from a backup", error)
             return wire.Response(wire.Status.DAMAGED), kind
@@ -185,8 +223,10 @@ class _Connection:
             return wire.Response(wire.Status.NOT_HELD), kind
         if data is None:
             return wire.Response(wire.Status.NOT_HELD), kind
-        # Manifests and plans are small and shrink by half; whether weights are worth it depends on the link.
-        compress = self.compression.pays(self.peer_id) or (kind == "blob" and self.limits.compress != "never")
+        # Manifests and plans are small and shrink by half; whether weights are worth it depends on the link. Who asks
+        # for parts has streams that end after so many bytes: the fewer the better.
+        small = kind == "blob" or request.offset > 0 or request.length < wire.MAX_PAYLOAD
+        compress = self.compression.pays(self.peer_id) or (small and self.limits.compress != "never")
         begun = time.perf_counter()
         response = wire.encode_payload(data, compress=compress)
         if compress:

@@ -8,17 +8,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from paris_swarm.dht_schemas.digest import CHUNK
+from paris_swarm.swarm.wire import PART
+
+_PARTS_A_STREAM = 8
+"""Parts to fit into what a stream was seen to carry: what the end of one costs is half a part on average."""
 _NEW_WEIGHT = 0.3
 """Weight of the newest sample in the running averages of speed and success."""
 
 
 @dataclass
 class SourceRecord:
-    """One peer. rate: bytes/s while it owed us something, None before the first chunk; success: 0 to 1."""
+    """One peer. rate: bytes/s while it owed us something, None before the first chunk; success: 0 to 1.
+
+    part: bytes to ask of it in one request; less than a chunk while its streams end before a chunk has come.
+    """
 
     rate: float | None = None
     success: float = 1.0
     chunks: int = 0
+    part: int = CHUNK
     banned: str | None = None
 
     @property
@@ -49,6 +58,20 @@ class SourceBook:
         """A stream to this peer ended before everything asked for had come."""
         record = self.of(peer)
         record.success *= 1 - _NEW_WEIGHT
+
+    def cut_short(self, peer: str, came: int) -> bool:
+        """A stream to this peer ended after ``came`` bytes: ask for parts that fit. Whether they got smaller."""
+        record = self.of(peer)
+        part = min(CHUNK, max(PART, came // _PARTS_A_STREAM // PART * PART))
+        if came < PART or part >= record.part:
+            return False
+        record.part = part
+        return True
+
+    def came_whole(self, peer: str) -> None:
+        """A chunk came from its beginning to its end over one stream: larger parts may come through, too."""
+        record = self.of(peer)
+        record.part = min(CHUNK, 2 * record.part)
 
     def ban(self, peer: str, why: str) -> None:
         """Never ask this peer again: it sent bytes that are not what it was asked for."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-FILE_PROTOCOL = "/paris-swarm/files/2"
+FILE_PROTOCOL = "/paris-swarm/files/3"
 """The one libp2p stream protocol of this project (wire.py)."""
 
 

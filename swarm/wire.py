@@ -1,12 +1,13 @@
-"""The file protocol ``/paris-swarm/files/2``, sans I/O: bytes in, requests or responses out; no socket, no clock.
+"""The file protocol ``/paris-swarm/files/3``, sans I/O: bytes in, requests or responses out; no socket, no clock.
 
 All integers are big-endian. Either side opens with a hello and one greeting (greeting.py says what is in it) and sends
 nothing before them (R-WIRE-3). The server MUST NOT send its own before it has judged the client's; the client MUST NOT
 send a request before it has judged the server's.
 
-    hello     8 bytes   "PSWF" | version u16 = 2 | reserved u16 = 0
+    hello     8 bytes   "PSWF" | version u16 = 3 | reserved u16 = 0
     greeting  8 bytes   verdict u8 (0 welcome, 1 not admitted) | reserved u8 = 0, u16 = 0 | length u32, then the payload
-    request  40 bytes   kind u8 (1 blob, 2 chunk) | reserved u8 = 0 | file u16 | chunk u32 | digest 32 bytes
+    request  48 bytes   kind u8 (1 blob, 2 chunk) | reserved u8 = 0 | file u16 | chunk u32 | offset u32 | length u32 |
+                        digest 32 bytes
     response 12 bytes   status u8 | encoding u8 (0 to 3) | reserved u16 = 0 | length u32 | payload u32, payload
 
   R-WIRE-4  a blob request names a blob by its digest (plan.json by plan id, a manifest by its root); file = chunk = 0
@@ -18,6 +19,8 @@ send a request before it has judged the server's.
       byte planes of elements of 2 and 4 bytes (encoding.py). Nothing longer is ever allocated
   R-WIRE-2  the digest decides: a receiver MUST hash what it got before using it
   R-WIRE-9  a greeting has at most 128 KiB; after a verdict other than welcome its sender sends nothing more and closes
+  R-WIRE-10 a request asks for ``length`` bytes of the blob or chunk from ``offset`` on, as far as it goes: the whole or
+      a part where streams end early. offset: a multiple of PART; length: PART to one chunk
 
 An error is final: a reader that raised BadFrame raises it again for everything after.
 """
@@ -35,14 +38,18 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.greeting import MAX_GREETING
 from paris_swarm.swarm.encoding import best_width, pack, unpack
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"PSWF"
 MAX_PAYLOAD = CHUNK
 """Largest payload of any response, bytes: one chunk. Plans and manifests (at most 1 MiB) fit."""
+PART = 16 * 1024
+"""The least that a request asks for, bytes, and what its offset is a multiple of: a server reads and hashes a whole
+chunk for it (R-WIRE-10).
+"""
 
 _HELLO = struct.Struct(">4sHH")
 _GREETING = struct.Struct(">BBHI")
-_REQUEST = struct.Struct(">BBHI32s")
+_REQUEST = struct.Struct(">BBHIII32s")
 _RESPONSE = struct.Struct(">BBHII")
 
 HELLO = _HELLO.pack(MAGIC, VERSION, 0)
@@ -110,19 +117,25 @@ _WIDTHS = {Encoding.ZSTD: 1, Encoding.PLANES_2: 2, Encoding.PLANES_4: 4}
 
 @dataclass(frozen=True)
 class Request:
-    """One request. digest: 64 lower-case hex digits; file and chunk are 0 for a blob."""
+    """One request. digest: 64 lower-case hex digits; file and chunk are 0 for a blob.
+
+    offset, length: which bytes of the blob or chunk, clipped to what there is; as they are: all of them.
+    """
 
     kind: RequestKind
     digest: str
     file: int = 0
     chunk: int = 0
+    offset: int = 0
+    length: int = MAX_PAYLOAD
 
     def to_bytes(self) -> bytes:
-        """The 40 bytes on the wire. Raises ValueError for a field out of range."""
+        """The 48 bytes on the wire. Raises ValueError for a field out of range."""
         digest = bytes.fromhex(self.digest)
-        if len(digest) != 32 or not (0 <= self.file < 1 << 16 and 0 <= self.chunk < 1 << 32):
+        place_fits = 0 <= self.file < 1 << 16 and 0 <= self.chunk < 1 << 32
+        if len(digest) != 32 or not place_fits or not _is_part(self.offset, self.length):
             raise ValueError(f"no such request on the wire: {self}")
-        return _REQUEST.pack(self.kind, 0, self.file, self.chunk, digest)
+        return _REQUEST.pack(self.kind, 0, self.file, self.chunk, self.offset, self.length, digest)
 
 
 @dataclass(frozen=True)
@@ -248,12 +261,14 @@ class RequestReader(_Reader):
         return _REQUEST.size
 
     def _piece(self, piece: bytes) -> None:
-        kind, reserved, file, chunk, digest = _REQUEST.unpack(piece)
+        kind, reserved, file, chunk, offset, length, digest = _REQUEST.unpack(piece)
         if kind not in iter(RequestKind) or reserved != 0:
             raise BadFrame(f"a request of unknown kind {kind} (reserved byte {reserved})")
         if kind == RequestKind.BLOB and (file or chunk):
             raise BadFrame(f"a blob request with file {file}, chunk {chunk}: both must be 0")
-        self._requests.append(Request(RequestKind(kind), digest.hex(), file, chunk))
+        if not _is_part(offset, length):
+            raise BadFrame(f"a request for {length} bytes from {offset} on", rule="R-WIRE-10")
+        self._requests.append(Request(RequestKind(kind), digest.hex(), file, chunk, offset, length))
 
     def receive(self, data: bytes | memoryview) -> list[Request]:
         """Requests that these bytes complete. Raises BadFrame."""
@@ -312,6 +327,11 @@ class ResponseReader(_Reader):
         self._take(data)
         done, self._responses = self._responses, []
         return done
+
+
+def _is_part(offset: int, length: int) -> bool:
+    """Whether a request may name these bytes (R-WIRE-10)."""
+    return 0 <= offset < MAX_PAYLOAD and offset % PART == 0 and PART <= length <= MAX_PAYLOAD
 
 
 def _check_hello(piece: bytes) -> None:

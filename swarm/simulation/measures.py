@@ -55,6 +55,12 @@ class Measures:
     yields: int = 0
     pushed_out: int = 0
     """Yields of a peer that was training."""
+    displaced: Counter[bool] = field(default_factory=Counter)
+    """Honest peers that gave a slot up, by whether they are slow."""
+    lost_s: Counter[bool] = field(default_factory=Counter)
+    """Seconds that they had trained since their last checkpoint."""
+    published: Counter[bool] = field(default_factory=Counter)
+    """Checkpoints, by whether their author is slow."""
     _since: dict[str, float] = field(default_factory=dict)
     _open: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
     _resting: dict[str, list[float]] = field(default_factory=dict)
@@ -88,6 +94,11 @@ class Measures:
             self.untrained.append((now, 0.0))
         if self.healed_at is not None and self.one_again_at is None and not self._crowded():
             self.one_again_at = now
+
+    def lost(self, seconds: float, *, slow: bool) -> None:
+        """An honest peer gives its slot up, with so much work that no checkpoint has."""
+        self.displaced[slow] += 1
+        self.lost_s[slow] += round(seconds)
 
     def healed(self, now: float) -> None:
         """The partition is over."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from paris_swarm.dht_schemas.dht_rules import checkpoint_key, claim_key, dht_id
 from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.identity import Identity
-from paris_swarm.dht_schemas.records import MAX_LEASE_S, Announcement, Holding, Progress
+from paris_swarm.dht_schemas.records import Announcement, Holding, Progress
 from paris_swarm.dht_schemas.records import Claim as ClaimRecord
+from paris_swarm.swarm.announcing import holding_is_due, holding_lease_s
 from paris_swarm.swarm.claims import ROUTER, SlotView
 from paris_swarm.swarm.lane import Claim, Lane, Look, Release, Report, Request, Rest, Start, Stop
 from paris_swarm.swarm.peer import COPIES
-from paris_swarm.swarm.simulation.sightings import Sightings
+from paris_swarm.swarm.simulation.sightings import SimulatedSightings
 
 if TYPE_CHECKING:
     from paris_swarm.swarm.simulation.scenario import Simulation
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 STEPS = 1_000_000_000
 """Steps that a slot asks for: none is finished within a simulation."""
 STEPS_PER_S = 5
+SLOW = 3
+"""Cadences between two checkpoints of a slow peer: more than the usual grace."""
 _FETCH_S = (5.0, 60.0)
 
 
@@ -28,12 +31,16 @@ class SimulatedPeer:
     """One peer with a lane for cluster slots.
 
     skew: seconds by which its clock is ahead. idle: it does all an honest peer does, and never trains or publishes.
+    slow: its checkpoints take ``SLOW`` times as long as the plan says.
     """
 
-    def __init__(self, world: Simulation, identity: Identity, *, skew: float, dice: random.Random, idle: bool) -> None:
-        self.world, self.identity, self.skew, self.idle = world, identity, skew, idle
+    def __init__(
+        self, world: Simulation, identity: Identity, *, skew: float, dice: random.Random, idle: bool, slow: bool
+    ) -> None:
+        self.world, self.identity, self.skew, self.idle, self.slow = world, identity, skew, idle, slow
+        self._every_s = world.opened.plan.policy.checkpoint_every_s * (SLOW if slow else 1)
         self.peer_id = identity.peer_id
-        self.sightings = Sightings(world.opened)
+        self.sightings = SimulatedSightings(world.opened, self.peer_id)
         self.slot: str | None = None
         """The slot it trains."""
         self.alive = True
@@ -139,11 +146,11 @@ class SimulatedPeer:
         for slot in slots:
             self._read("claim", slot, world.claim_place[slot])
             self._read("holding", slot, world.checkpoint_place[slot])
-        for slot in sorted(self.sightings.overclaimed(slots, now)):
+        for slot in sorted(self.sightings.to_read_again(slots, now)):
             self._read("claim", slot, world.claim_place[slot])
-        for slot in slots:
-            self.sightings.forget(slot, now)
-        self._told(turn, {slot: self.sightings.view(slot, now) for slot in slots})
+        self.sightings.forget_lapsed(slots, now)
+        self.sightings.settle(slots, now, read=slots)
+        self._told(turn, {slot: self.sightings.slot_view(slot, now) for slot in slots})
 
     def _read(self, kind: str, slot: str, place: tuple[str, bytes]) -> None:
         found = self.world.dht.read(place, self.peer_id)
@@ -162,10 +169,12 @@ class SimulatedPeer:
         self.world.measures.holds(slot, self.world.clock.now)
         if not self.idle:
             self.world.measures.begins(slot, self.peer_id, self.world.clock.now)
-            self.world.clock.after(self.world.opened.plan.policy.checkpoint_every_s, self._publish, self._training)
+            self.world.clock.after(self._every_s, self._publish, self._training)
 
     def _end(self) -> None:
         if self.slot is not None:
+            if not self.idle:
+                self.world.measures.lost(self.now - self._begun_at, slow=self.slow)
             self.world.measures.ends(self.slot, self.peer_id, self.world.clock.now)
         self.slot = None
         self._training += 1
@@ -173,7 +182,6 @@ class SimulatedPeer:
     def _publish(self, training: int) -> None:
         if not self.alive or training != self._training or self.slot is None:
             return
-        every = self.world.opened.plan.policy.checkpoint_every_s
         self._step, self._begun_at = self._steps_done(), self.now
         best = self.sightings.best(self.slot, self.now)
         announcement = Announcement(
@@ -188,8 +196,9 @@ class SimulatedPeer:
             probe_loss=1.0 + 1.0 / (1 + self._step),
         )
         self._published = True
+        self.world.measures.published[self.slow] += 1
         self._hold(self.slot, announcement.seal(self.identity).decode())
-        self.world.clock.after(every, self._publish, training)
+        self.world.clock.after(self._every_s, self._publish, training)
 
     def _steps_done(self) -> int:
         return self._step + int((self.now - self._begun_at) * STEPS_PER_S)
@@ -225,9 +234,16 @@ class SimulatedPeer:
 
     def _keep_alive(self) -> None:
         if self.alive:
+            own = self.peer_id
             for slot in self._held:
-                self._renew_holding(slot)
+                standing = self.sightings.trusted.holdings[slot].get(own)
+                if standing is None or holding_is_due(standing[0], self._holding_s, self.now):
+                    self._renew_holding(slot)
             self.world.clock.after(self.world.opened.plan.policy.lease_s / 3, self._keep_alive)
+
+    @property
+    def _holding_s(self) -> float:
+        return holding_lease_s(self.world.opened.plan.policy)
 
     def _renew_holding(self, slot: str) -> None:
         holding = Holding(
@@ -235,7 +251,7 @@ class SimulatedPeer:
             slot=slot,
             holder=self.peer_id,
             seq=self._next(),
-            until=self.now + min(2 * self.world.opened.plan.policy.lease_s, MAX_LEASE_S),
+            until=self.now + self._holding_s,
             announcement=self._held[slot],
         )
         data = holding.seal(self.identity)

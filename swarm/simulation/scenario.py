@@ -31,8 +31,9 @@ class Scenario:
 
     leases: virtual length of the run. life_leases: mean lifetime of a peer (exponential); whoever goes is replaced by
     a new key at once. leaving: share of departures that release their slot instead of dying. liars: share of the peers,
-    in equal parts of each kind. parted: leases from and to which the world is divided in two. skew_s: clocks are
-    ahead or behind by up to this. Policy values are the defaults of `paris-swarm init`.
+    in equal parts of each of ``kinds``. slow: share of the honest whose checkpoints take long (`peers.SLOW`). parted:
+    leases from and to which the world is divided in two. skew_s: clocks are ahead or behind by up to this. Policy
+    values are the defaults of `paris-swarm init`.
     """
 
     peers: int
@@ -43,6 +44,8 @@ class Scenario:
     leaving: float = 0.0
     faults: Faults = field(default_factory=Faults)
     liars: float = 0.0
+    kinds: tuple[str, ...] = KINDS
+    slow: float = 0.0
     parted: tuple[float, float] | None = None
     skew_s: float = 0.0
     join_within_s: float = 5.0
@@ -91,11 +94,12 @@ class Simulation:
         # A number of its own for each peer: what one draws changes nothing for the others.
         dice = random.Random(f"{scenario.seed}/{number}")
         identity = Identity(dice.randbytes(32))
-        lies = KINDS[number % len(KINDS)] if dice.random() < scenario.liars else None
+        lies = scenario.kinds[number % len(scenario.kinds)] if dice.random() < scenario.liars else None
         peer: SimulatedPeer | Liar
         if lies is None or lies == "idle":
             skew = dice.uniform(-scenario.skew_s, scenario.skew_s)
-            peer = SimulatedPeer(self, identity, skew=skew, dice=dice, idle=lies == "idle")
+            slow = lies is None and scenario.slow > 0 and dice.random() < scenario.slow
+            peer = SimulatedPeer(self, identity, skew=skew, dice=dice, idle=lies == "idle", slow=slow)
         else:
             peer = Liar(self, identity, lies, dice)
         self.peers[peer.peer_id] = peer
@@ -180,12 +184,19 @@ class Simulation:
                 "starts": seen.starts,
                 "yields": seen.yields,
                 "yields_while_training": seen.pushed_out,
+                "displaced": {_pace(slow): count for slow, count in sorted(seen.displaced.items())},
+                "displaced_lost_s": {_pace(slow): seconds for slow, seconds in sorted(seen.lost_s.items())},
+                "checkpoints": {_pace(slow): count for slow, count in sorted(seen.published.items())},
                 "deaths": self.deaths,
                 "stores_refused": self.dht.refused,
                 "verifications": self.verifier.count,
                 "verifications_per_peer_s": self.verifier.count / (scenario.leases * scenario.lease_s * scenario.peers),
             },
         }
+
+
+def _pace(slow: bool) -> str:
+    return "slow" if slow else "usual"
 
 
 def _share(part: float, whole: float) -> float:

@@ -49,7 +49,8 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.swarm.hivemind_transport import MAX_SUBKEYS, HivemindTransport
 from paris_swarm.swarm.home import Home
-from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.node import SwarmNode
+from paris_swarm.swarm.sightings import Candidate
 from paris_swarm.swarm.transport import TransportError
 
 T = TypeVar("T")

@@ -15,7 +15,6 @@ from arena import Arena, LoopThread, Stage, small_plan
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.swarm.node import SwarmNode
 from paris_swarm.swarm.serving import serve_files
-from paris_swarm.swarm.sources import SourceBook
 
 FIGURES = "PARIS_SWARM_ATTACK_FIGURES"
 """Path of a JSON file into which the seconds of each attack are written (docs/results/attacks.json)."""
@@ -101,4 +100,4 @@ def liar(mallorys_node: SwarmNode, arena: Arena) -> Iterator[SwarmNode]:
     for node in (mallorys_node, arena.alice):
         node.transport.serve(serve_files(node.store, node.counters))
     for reader in (arena.alice, arena.bob, arena.carol):
-        reader.book = SourceBook()  # who served other bytes is asked no more: here mallory gets another chance
+        reader.book.records.clear()  # who served other bytes is asked no more: here mallory gets another chance

@@ -21,8 +21,9 @@ from paris_swarm.swarm.counters import Counters
 from paris_swarm.swarm.door import OpenDoor, greet_client
 from paris_swarm.swarm.fetch_session import BadChunk
 from paris_swarm.swarm.fetching import fetch_blob, fetch_files
-from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.node import SwarmNode
 from paris_swarm.swarm.serving import ServingLimits, serve_files
+from paris_swarm.swarm.sightings import Candidate
 from paris_swarm.swarm.store import ContentStore
 from paris_swarm.swarm.transport import Stream, StreamClosed, StreamHandler, TransportError
 
@@ -324,7 +325,7 @@ def test_bytes_of_another_protocol(arena: Arena, stage: Stage, liar: SwarmNode, 
         made = await arena.publish(arena.alice, stage.slot)
         request = wire.Request(wire.RequestKind.BLOB, made.root).to_bytes()
         with timed():
-            for rubbish in (b"GET / HTTP/1.1\r\n\r\n" * 9, request * 4, wire.OPENING + b"\x09" * 40):
+            for rubbish in (b"GET / HTTP/1.1\r\n\r\n" * 9, request * 4, wire.OPENING + b"\x09" * len(request)):
                 stream = await liar.transport.open_stream(arena.alice.transport.peer_id)
                 await stream.write(rubbish)
                 await ended(stream)

@@ -17,7 +17,8 @@ from safetensors.numpy import save
 
 from paris_swarm.dht_schemas.errors import NotFinite, ProbeFailed
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
-from paris_swarm.swarm.node import Candidate, SwarmNode
+from paris_swarm.swarm.node import SwarmNode
+from paris_swarm.swarm.sightings import Candidate
 
 Check = Callable[[Candidate, Path], None]
 GOOD = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, dtype=np.float32)}

@@ -12,6 +12,7 @@ from paris_swarm.dht_schemas import (
     MAX_PLAN,
     Bars,
     DigestMismatch,
+    ExpertVariant,
     FileEntry,
     MalformedRecord,
     Plan,
@@ -61,6 +62,21 @@ def test_every_slot_is_known_and_the_next_is_not(world: Any, clusters: int) -> N
     assert not plan.has_slot(str(clusters))
 
 
+def test_a_variant_says_what_its_slots_are_and_leaves_the_others(world: Any) -> None:
+    kind = ExpertVariant(slots=("2", "0"), recipe={"objective": "noise"}, files={"ema.safetensors": TABLE})
+    plan = open_plan(seal_plan(world.organiser, world.plan(variants=[kind]))).plan
+    assert plan.slot_spec("0") == plan.slot_spec("2") == kind
+    assert plan.slot_spec("1") is plan.expert
+    assert plan.slot_spec("router") is plan.router
+
+
+def test_a_plan_without_variants_has_the_bytes_it_always_had(world: Any) -> None:
+    plan = world.opened.plan
+    assert "variants" not in plan.model_dump()
+    assert "variants" not in plan.model_dump_json()
+    assert seal_plan(world.organiser, plan) == world.opened.envelope
+
+
 def test_another_plan_under_this_id_is_refused(world: Any) -> None:
     other = seal_plan(world.organiser, world.plan(seed=8))
     with pytest.raises(DigestMismatch) as caught:
@@ -99,7 +115,8 @@ def test_any_changed_bit_is_refused(world: Any, data: st.DataObject) -> None:
 
 @given(st.data())
 def test_a_replaced_field_gives_a_plan_or_a_refusal(world: Any, data: st.DataObject) -> None:
-    values = world.plan().model_dump()
+    kind = ExpertVariant(slots=("1",), recipe={}, files={"ema.safetensors": TABLE})
+    values = world.plan(variants=[kind]).model_dump()
     junk = st.recursive(
         st.none()
         | st.booleans()
@@ -113,7 +130,11 @@ def test_a_replaced_field_gives_a_plan_or_a_refusal(world: Any, data: st.DataObj
         max_leaves=8,
     )
     target: Any = values
-    path = data.draw(st.sampled_from([(), ("expert",), ("policy",), ("verification",), ("verification", "bars", "0")]))
+    path = data.draw(
+        st.sampled_from(
+            [(), ("expert",), ("policy",), ("verification",), ("verification", "bars", "0"), ("variants", 0)]
+        )
+    )
     for step in path:
         target = target[step]
     target[data.draw(st.sampled_from([*target]))] = data.draw(junk)
@@ -145,6 +166,11 @@ def test_a_replaced_field_gives_a_plan_or_a_refusal(world: Any, data: st.DataObj
         ("files", [{"name": "a", "length": 0, "chunks": []}] * 2),
         ("files", [{"name": "a", "length": 1, "chunks": []}]),
         ("files", [{"name": f"f{i}", "length": 0, "chunks": []} for i in range(2049)]),
+        ("variants", []),
+        ("variants", [{"slots": ["0"], "recipe": {}, "files": {}}]),
+        ("variants", [{"slots": [slot], "recipe": {}, "files": {"a.safetensors": []}} for slot in ("0", "0")]),
+        ("variants", [{"slots": ["router"], "recipe": {}, "files": {"a.safetensors": []}}]),
+        ("variants", [{"slots": ["3"], "recipe": {}, "files": {"a.safetensors": []}}]),
     ],
     ids=lambda value: ascii(value)[:30],
 )

@@ -114,6 +114,11 @@ def test_a_walk_is_bounded(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> Non
     assert broken.value.rule == "R-PROV-4"
 
 
+def test_an_environment_that_says_nothing_of_pieces_took_batches_whole() -> None:
+    read = provenance_module.Environment.model_validate(ENVIRONMENT)
+    assert (read.micro_batch, read.processes, read.compiled) == (0, 1, False)
+
+
 def test_an_older_or_later_kind_of_checkpoint_is_readable_and_says_nothing(chain: Chain) -> None:
     assert chain.known[chain.add(5, None)].provenance is None
     (chain.folder / "w.safetensors").write_bytes(b"x")
@@ -132,6 +137,9 @@ def test_an_older_or_later_kind_of_checkpoint_is_readable_and_says_nothing(chain
         ({"environment": {**ENVIRONMENT, "precision": "fp8"}}, "R-PROV-1"),
         ({"environment": {**ENVIRONMENT, "chip": "\x1b[2J"}}, "R-PROV-1"),
         ({"environment": {**ENVIRONMENT, "threads": True}}, "R-PROV-1"),
+        ({"environment": {**ENVIRONMENT, "micro_batch": -1}}, "R-PROV-1"),
+        ({"environment": {**ENVIRONMENT, "processes": 0}}, "R-PROV-1"),
+        ({"environment": {**ENVIRONMENT, "compiled": 1}}, "R-PROV-1"),
         ({"v": 0}, "R-PROV-1"),
         ({"v": True}, "R-PROV-1"),
         ({"to_step": 201}, "R-PROV-2"),

@@ -174,7 +174,14 @@ def frames(case: Case) -> None:
         assert (int(reader.greeting.verdict), reader.greeting.payload) == (case["verdict"], octets(case["greeting"]))
         if case["side"] == "client":
             assert came == [
-                wire.Request(wire.RequestKind(said["kind"]), said["digest"], said["file"], said["chunk"])
+                wire.Request(
+                    wire.RequestKind(said["kind"]),
+                    said["digest"],
+                    said["file"],
+                    said["chunk"],
+                    said["offset"],
+                    said["length"],
+                )
                 for said in case["requests"]
             ]
             assert reader.greeting.to_bytes() + b"".join(item.to_bytes() for item in came) == data

@@ -328,20 +328,33 @@ def _zstd_halves(first: bytes, second: bytes, count: int) -> bytes:
 
 
 def wire_frames() -> Case:
-    hello = b"PSWF" + struct.pack(">HH", 2, 0)
+    hello = b"PSWF" + struct.pack(">HH", 3, 0)
     greeting = canonical_json({"plan": OPEN_ID})
     opening = hello + struct.pack(">BBHI", 0, 0, 0, len(greeting)) + greeting
     empty = hello + bytes(8)
     digest = bytes.fromhex(blake3_hex(b"abc"))
-    blob = struct.pack(">BBHI32s", 1, 0, 0, 0, digest)
-    chunk = struct.pack(">BBHI32s", 2, 0, 3, 70_000, digest)
+    most = 4_194_304
+    blob = struct.pack(">BBHIII32s", 1, 0, 0, 0, 0, most, digest)
+    chunk = struct.pack(">BBHIII32s", 2, 0, 3, 70_000, 0, most, digest)
+    part = struct.pack(">BBHIII32s", 2, 0, 3, 70_000, 49_152, 20_000, digest)
     raw = struct.pack(">BBHII", 0, 0, 0, 3, 3) + b"abc"
     packed = _zstd_run(b"\x00", 1000)
     planes = _zstd_halves(b"a", b"b", 500)
     zstd = struct.pack(">BBHII", 0, 1, 0, 1000, len(packed)) + packed
 
-    def asked(kind: int, file: int, piece: int) -> Case:
-        return {"kind": kind, "digest": digest.hex(), "file": file, "chunk": piece}
+    def asked(kind: int, file: int, piece: int, offset: int = 0, length: int = most) -> Case:
+        return {
+            "kind": kind,
+            "digest": digest.hex(),
+            "file": file,
+            "chunk": piece,
+            "offset": offset,
+            "length": length,
+        }
+
+    def bad_part(name: str, offset: int, length: int) -> Case:
+        data = empty + struct.pack(">BBHIII32s", 2, 0, 0, 0, offset, length, digest)
+        return refused(name, "R-WIRE-10", "BadFrame", side="client", expect=1000, bytes=data.hex())
 
     def got(status: int, data: bytes) -> Case:
         return {"status": status, "data": b64(data)}
@@ -357,12 +370,12 @@ def wire_frames() -> Case:
         "to requests whose answers have at most `expect` bytes each.",
         "accept": [
             {
-                "name": "a greeting and two requests",
+                "name": "a greeting and three requests",
                 "side": "client",
-                "bytes": (opening + blob + chunk).hex(),
+                "bytes": (opening + blob + chunk + part).hex(),
                 "verdict": 0,
                 "greeting": b64(greeting),
-                "requests": [asked(1, 0, 0), asked(2, 3, 70_000)],
+                "requests": [asked(1, 0, 0), asked(2, 3, 70_000), asked(2, 3, 70_000, 49_152, 20_000)],
             },
             {
                 "name": "an empty greeting",
@@ -404,14 +417,24 @@ def wire_frames() -> Case:
         ],
         "refuse": [
             bad("another protocol", "client", b"GET / HTTP/1.1\r\n"),
-            bad("version 1", "client", b"PSWF" + struct.pack(">HH", 1, 0) + bytes(8)),
-            bad("a reserved bit in the hello", "client", b"PSWF" + struct.pack(">HH", 2, 1) + bytes(8)),
+            bad("version 2", "client", b"PSWF" + struct.pack(">HH", 2, 0) + bytes(8)),
+            bad("a reserved bit in the hello", "client", b"PSWF" + struct.pack(">HH", 3, 1) + bytes(8)),
             bad("a verdict that is none", "client", hello + struct.pack(">BBHI", 2, 0, 0, 0)),
             bad("a reserved bit in the greeting", "client", hello + struct.pack(">BBHI", 0, 1, 0, 0)),
             bad("a greeting of 128 KiB and a byte", "client", hello + struct.pack(">BBHI", 0, 0, 0, 2**17 + 1)),
-            bad("a kind of request that is none", "client", empty + struct.pack(">BBHI32s", 3, 0, 0, 0, digest)),
-            bad("a reserved bit in a request", "client", empty + struct.pack(">BBHI32s", 1, 1, 0, 0, digest)),
-            bad("a blob with a chunk", "client", empty + struct.pack(">BBHI32s", 1, 0, 0, 1, digest)),
+            bad(
+                "a kind of request that is none",
+                "client",
+                empty + struct.pack(">BBHIII32s", 3, 0, 0, 0, 0, most, digest),
+            ),
+            bad(
+                "a reserved bit in a request", "client", empty + struct.pack(">BBHIII32s", 1, 1, 0, 0, 0, most, digest)
+            ),
+            bad("a blob with a chunk", "client", empty + struct.pack(">BBHIII32s", 1, 0, 0, 1, 0, most, digest)),
+            bad_part("a part that begins nowhere", 16_383, most),
+            bad_part("a part from behind the longest chunk", most, most),
+            bad_part("less than a part", 0, 16_383),
+            bad_part("more than a chunk", 0, most + 1),
             bad("a status that is none", "server", answer(4, 0, 0, 0, 0)),
             bad("an encoding that is none", "server", answer(0, 4, 0, 1000, 3, payload=b"abc")),
             bad("a reserved bit in a response", "server", answer(0, 0, 1, 3, 3, payload=b"abc")),

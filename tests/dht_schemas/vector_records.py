@@ -13,6 +13,7 @@ from vector_world import (
     INVITED_ID,
     KEPT_ROUTER,
     KEPT_ROUTER_ID,
+    MIXED,
     NOW,
     OPEN,
     OPEN_ID,
@@ -24,6 +25,7 @@ from vector_world import (
     claim,
     holding,
     manifest,
+    mixed_payload,
     plan_payload,
     repeated,
     sealed,
@@ -220,6 +222,7 @@ def plans() -> Case:
                 ("open", OPEN, OPEN_ID, plan_payload()),
                 ("invited", INVITED, INVITED_ID, plan_payload(admission="invited")),
                 ("router kept for one key", KEPT_ROUTER, KEPT_ROUTER_ID, plan_payload(router_slot=ALICE.peer_id)),
+                ("another kind of expert in slot 1", MIXED, blake3_hex(MIXED), mixed_payload()),
             )
         ],
         "refuse": [
@@ -251,6 +254,21 @@ def plans() -> Case:
                 expert={**spec, "files": {"ema.safetensors": [{"name": "w", "dtype": "I64", "shape": [2**26, 2**26]}]}},
             ),
             field("weights that are no safetensors", expert={**spec, "files": {"ema.pt": TENSORS}}),
+            field("an empty list of variants", variants=[]),
+            field("a variant of no slot", variants=[{**spec, "slots": []}]),
+            field("a variant without tensors", variants=[{"recipe": {}, "slots": ["1"]}]),
+            field("a slot in two variants", variants=[{**spec, "slots": ["1"]}, {**spec, "slots": ["0", "1"]}]),
+            field("a variant of the router", variants=[{**spec, "slots": ["router"]}]),
+            field("a variant of a slot that the plan does not have", variants=[{**spec, "slots": ["2"]}]),
+            field(
+                "65 variants",
+                clusters=65,
+                variants=[{**spec, "slots": [str(k)]} for k in range(65)],
+                verification={
+                    **verification,
+                    "bars": dict.fromkeys((*map(str, range(65)), "router"), verification["bars"]["0"]),
+                },
+            ),
         ],
     }
 

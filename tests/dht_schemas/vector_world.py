@@ -70,9 +70,16 @@ def plan_payload(**changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
+def mixed_payload() -> dict[str, Any]:
+    """A plan whose slot 1 is another kind of expert: other tensors under another recipe."""
+    kind = {"files": {"ema.safetensors": TENSORS[:1]}, "recipe": {"lr": 0.001, "objective": "noise"}}
+    return plan_payload(variants=[{**kind, "slots": ["1"]}])
+
+
 OPEN = sealed(ORGANISER, "plan", plan_payload())
 INVITED = sealed(ORGANISER, "plan", plan_payload(admission="invited"))
 KEPT_ROUTER = sealed(ORGANISER, "plan", plan_payload(router_slot=ALICE.peer_id))
+MIXED = sealed(ORGANISER, "plan", mixed_payload())
 OPEN_ID, INVITED_ID, KEPT_ROUTER_ID = (blake3_hex(plan) for plan in (OPEN, INVITED, KEPT_ROUTER))
 
 

@@ -42,7 +42,7 @@ TENSORS = [
 TENSOR_BYTES = 30
 
 
-def _plan(admission: str) -> OpenedPlan:
+def _plan(admission: str, *, mixed: bool = False) -> OpenedPlan:
     spec = {"recipe": {"steps": 100, "lr": 1e-3}, "files": {"ema.safetensors": TENSORS}}
     payload = {
         "name": "two shapes",
@@ -66,10 +66,12 @@ def _plan(admission: str) -> OpenedPlan:
         },
         "files": [{"name": "centroids.npy", "length": 3, "chunks": ["a" * 64]}],
     }
+    if mixed:
+        payload["variants"] = [{**spec, "recipe": {"steps": 7}, "slots": ["1"]}]
     return open_plan(seal(ORGANISER, payload_type("plan"), canonical_json(payload)))
 
 
-OPEN, INVITED = _plan("open"), _plan("invited")
+OPEN, INVITED, MIXED = _plan("open"), _plan("invited"), _plan("open", mixed=True)
 PLANS = {opened.plan_id: opened.plan for opened in (OPEN, INVITED)}
 TOKEN = seal_token(ORGANISER, INVITED.plan_id, ALICE.peer_id)
 
@@ -432,7 +434,7 @@ TARGETS: dict[str, Target] = {
         _signed_record(Announcement), (canonical_json(_ANNOUNCEMENT), canonical_json({**_ANNOUNCEMENT, "token": TOKEN}))
     ),
     "holding": Target(_signed_record(Holding), (canonical_json(_HOLDING),)),
-    "plan": Target(plan, (canonical_json(OPEN.plan.model_dump()), canonical_json(INVITED.plan.model_dump())), 8192),
+    "plan": Target(plan, tuple(canonical_json(each.plan.model_dump()) for each in (OPEN, INVITED, MIXED)), 8192),
     "manifest": Target(manifest, (canonical_json(_MANIFEST),)),
     "header": Target(
         header,

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from closed_world import PROGRESS, closed_plan
 
 from paris_swarm.dht_schemas.manifest import build_manifest
-from paris_swarm.swarm.home import Home, Ledger, SwarmHome
+from paris_swarm.swarm.home import Home, SwarmHome
+from paris_swarm.swarm.ledger import Ledger
 from paris_swarm.swarm.memory import MemoryNetwork, MemoryTransport
 from paris_swarm.swarm.node import SwarmNode
 

@@ -86,7 +86,7 @@ def test_nothing_is_asked_for_in_the_name_of_an_author_who_does_not_count(tmp_pa
             seen.reader.trusted.feed_notice(seen.swarm.notice(1, seen.author))
         else:
             seen.author.door.token = None
-            seen.author.trusted.feed_holding = lambda *_: None  # type: ignore[assignment, method-assign, return-value]
+            seen.author.sightings.feed_holding = lambda *_: None  # type: ignore[assignment, method-assign, return-value]
         await seen.publish()
         error: type[RecordError] = Revoked if why == "revoked" else NotAdmitted
         holding = seen.author.files.ledger.last("holding", "0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,6 +110,36 @@ def test_a_wish_for_one_cluster_is_kept_even_when_others_are_emptier() -> None:
 def test_the_order_in_which_slots_are_read_does_not_matter(order: list[str], me: str) -> None:
     views = {slot: view(slot=slot) for slot in order}
     assert pick(me, views) == Take(rendezvous_order(PLAN, me, SLOTS)[0])
+
+
+# ---- idle keys (C9) -------------------------------------------------------------------------------------------------
+
+peers = st.sets(st.sampled_from(PEERS))
+
+
+@given(st.sets(st.sampled_from(PEERS), min_size=1), peers, peers, st.integers(1, 4), st.floats(0, 1e4))
+def test_whoever_is_found_idle_loses_the_grace_and_nothing_else(
+    claimants: set[str], published: set[str], idle: set[str], replicas: int, age: float
+) -> None:
+    policy = POLICY.model_copy(update={"replicas": replicas})
+    made = dict.fromkeys(sorted(published), NOW - 5)
+    trusted = view(*sorted(claimants), seen=NOW - age, made=made)
+    found_out = dataclasses.replace(trusted, idle=frozenset(idle))
+    before, after = trusted.protecting(NOW, policy), found_out.protecting(NOW, policy)
+    assert before.keys() - after.keys() <= idle - published, "a checkpoint protects whoever made it"
+    assert after.keys() <= before.keys()
+    assert after.keys() >= before.keys() - idle
+    # What the view promises is what comes: there is room then, if nobody says anything more.
+    opens = found_out.room_at(NOW, policy)
+    assert len(found_out.protecting(max(opens, NOW) + 1e-6, policy)) < replicas
+
+
+def test_claims_of_idle_keys_do_not_make_a_slot_look_crowded() -> None:
+    views = {slot: view(slot=slot) for slot in SLOTS}
+    favourite = rendezvous_order(PLAN, PEERS[0], SLOTS)[0]
+    squatted = view(*PEERS[1:5], slot=favourite)
+    views[favourite] = dataclasses.replace(squatted, idle=frozenset(PEERS[1:5]))
+    assert pick(PEERS[0], views) == Take(favourite)
 
 
 # ---- settling -------------------------------------------------------------------------------------------------------

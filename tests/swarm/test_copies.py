@@ -77,7 +77,7 @@ def test_a_peers_own_checkpoint_comes_before_a_copy(tmp_path: Path) -> None:
         author.open(1)
         await until(lambda: author.peer.lanes[0].published_step == 2)
         await node.keep_copy("0", first.envelope)
-        assert node._to_announce()["0"] == node.files.held()["0"]
+        assert node.voice.to_announce()["0"] == node.files.held()["0"]
         assert first.envelope != node.files.held()["0"]
 
     told(tmp_path, story)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import socket
@@ -318,6 +319,41 @@ def test_whatever_is_offered_the_answer_is_a_stream_or_none(change: Callable[[by
             assert await dialled(DirectStreams(), there, change=change) is None
 
     run(scenario)
+
+
+def test_a_relayed_peer_is_asked_again_before_long_for_the_relay_may_be_got_past() -> None:
+    async def scenario() -> None:
+        now = [0.0]
+        client = DirectStreams(clock=lambda: now[0])
+        control, _far = pair()
+        remote = "/ip4/203.0.113.5/tcp/4001/p2p/12D3KooWGRUfpYrPHmyPAhKDy9XGhpEwwWc3aPUTmGRSvk8Wa2qs/p2p-circuit"
+        assert await client.dial(control, remote) is None
+        assert not client.worth_trying("server")
+        now[0] = direct.RELAYED_S
+        assert client.worth_trying("server")
+
+    run(scenario)
+
+
+def test_a_handler_that_fails_ends_its_stream_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        unseen: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unseen.append(context))
+
+        async def broken(_peer_id: str, _stream: Stream) -> None:
+            raise KeyError("no such thing")
+
+        async with server(broken) as there:
+            stream = await dialled(DirectStreams(), there)
+            assert stream is not None
+            with pytest.raises(StreamClosed):
+                await stream.read_exactly(1)
+            await stream.close()
+        gc.collect()
+        assert unseen == [], "nobody looked at what the handler raised"
+
+    run(scenario)
+    assert "no such thing" in caplog.text
 
 
 def test_a_port_nobody_listens_on_is_left_alone_for_a_while() -> None:

@@ -8,6 +8,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,12 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import FileEntry, build_manifest
 from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters
-from paris_swarm.swarm.fetching import BadChunk, FetchReport, fetch_blob, fetch_files
+from paris_swarm.swarm.door import OpenDoor
+from paris_swarm.swarm.fetch_session import Session
+from paris_swarm.swarm.fetching import BadChunk, FetchReport, _Download, _Sources, fetch_blob, fetch_files
 from paris_swarm.swarm.memory import StreamFaults
-from paris_swarm.swarm.scheduling import FetchPolicy
+from paris_swarm.swarm.parts import Part
+from paris_swarm.swarm.scheduling import ChunkScheduler, FetchPolicy
 from paris_swarm.swarm.serving import ServingLimits, serve_files
 from paris_swarm.swarm.sources import SourceBook
 from paris_swarm.swarm.store import ContentStore
@@ -403,10 +408,203 @@ def test_a_source_that_is_cut_again_and_again_is_used_while_it_helps(
             cast = Cast(memory_world, tmp_path)
             only = await cast.source(checkpoint)
             memory_world.network.set_faults(only.peer_id, StreamFaults(truncate_after=HEADERS + CHUNK + 12 + 10))
-            receiver = await cast.receiver()
-            paths = await receiver.fetch(checkpoint, [only.peer_id])
+            receiver, report = await cast.receiver(), FetchReport()
+            paths = await receiver.fetch(checkpoint, [only.peer_id], report=report)
             assert read_all(paths) == checkpoint.content()
-            assert len(receiver.faults) >= 2
+            assert len(receiver.faults) + report.resumed >= 2
+
+    run(scenario())
+
+
+LIMIT = 110_000
+
+
+def limited(world: MemoryWorld, *sources: Any) -> None:
+    """Every stream from these ends after LIMIT bytes, as through a relay."""
+    for source in sources:
+        world.network.set_faults(source.peer_id, StreamFaults(truncate_after=LIMIT))
+
+
+def test_a_checkpoint_comes_through_streams_that_each_carry_less_than_a_chunk(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    """R-WIRE-10"""
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            only = await cast.source(checkpoint)
+            limited(memory_world, only)
+            receiver, book, report = await cast.receiver(), SourceBook(), FetchReport()
+            manifest = await fetch_blob(receiver.node, [only.peer_id], checkpoint.root, max_bytes=1 << 20, book=book)
+            assert manifest == checkpoint.data
+            paths = await receiver.fetch(checkpoint, [only.peer_id], book=book, report=report)
+            assert read_all(paths) == checkpoint.content()
+            assert receiver.faults == [], "a limited source is not a faulty one"
+            assert report.saved == NOISE + ZEROS + 2
+            assert NOISE // LIMIT < report.resumed < 2 * NOISE // LIMIT
+            assert report.twice < NOISE // 5
+            assert book.of(only.peer_id).success == 1.0
+
+    run(scenario())
+
+
+def test_parts_asked_for_on_many_streams_are_read_one_at_a_time(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs its reader 48 bytes and the server a chunk to read and hash (R-WIRE-10)."""
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(checkpoint)
+            store, others, together = cast.stores[source.peer_id], threading.Barrier(2), []
+            read_chunk = store.read_chunk
+
+            def reading(root: str, file: int, chunk: int) -> bytes | None:
+                try:
+                    others.wait(timeout=0.2)
+                    together.append((file, chunk))
+                except threading.BrokenBarrierError:
+                    others.reset()
+                return read_chunk(root, file, chunk)
+
+            monkeypatch.setattr(store, "read_chunk", reading)
+            index = next(at for at, entry in enumerate(checkpoint.entries) if entry.name == "noise.bin")
+            reader = (await cast.receiver()).node
+
+            async def ask(chunk: int) -> wire.Response:
+                session = Session(source.peer_id, "a part", await reader.open_stream(source.peer_id), 10.0)
+                await session.greet(OpenDoor())
+                part = wire.Request(wire.RequestKind.CHUNK, checkpoint.root, index, chunk, length=wire.PART)
+                await session.ask(part, 0, wire.PART)
+                return await session.answer()
+
+            answers = await asyncio.gather(*(ask(chunk) for chunk in range(3)))
+            assert [answer.length for answer in answers] == [wire.PART, wire.PART, 1000]
+            assert together == []
+
+    run(scenario())
+
+
+def test_a_blob_longer_than_a_stream_carries_comes_whole(memory_world: MemoryWorld, tmp_path: Path) -> None:
+    """R-WIRE-10"""
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            only = await cast.source(None)
+            blob = random.Random(1).randbytes(700_001)
+            digest = cast.stores[only.peer_id].put_blob(blob)
+            limited(memory_world, only)
+            receiver = await cast.receiver()
+            for most in (700_001, 1 << 20):
+                assert await fetch_blob(receiver.node, [only.peer_id], digest, max_bytes=most) == blob
+            with pytest.raises(BadChunk):
+                await fetch_blob(receiver.node, [only.peer_id], digest, max_bytes=700_000)
+
+    run(scenario())
+
+
+def test_limited_sources_and_an_ordinary_one_bring_a_checkpoint_together(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            sources = [await cast.source(checkpoint) for _ in range(3)]
+            limited(memory_world, *sources[:2])
+            receiver, report = await cast.receiver(), FetchReport()
+            paths = await receiver.fetch(checkpoint, [source.peer_id for source in sources], report=report)
+            assert read_all(paths) == checkpoint.content()
+            assert report.saved == NOISE + ZEROS + 2
+            assert all(isinstance(error, StreamClosed) for _peer, error in receiver.faults)
+
+    run(scenario())
+
+
+def test_parts_asked_for_before_a_chunk_was_given_up_do_not_ban_who_sent_them(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    """A liar brings the same chunk whole while an honest source is half through: what is still on its way from that
+    one must not be joined to what came before, when the chunk is asked of it again.
+    """
+
+    async def scenario() -> None:
+        async with memory_world:
+            node = await memory_world.node(check=None)
+            store, book = ContentStore(tmp_path / "received"), SourceBook()
+            entry = next(entry for entry in checkpoint.entries if entry.name == "noise.bin")
+            first = FileEntry(name=entry.name, length=CHUNK, chunks=entry.chunks[:1])
+            store.begin(checkpoint.root, [first], kind="checkpoint")
+            sources = _Sources(node, {}, None, 10.0, OpenDoor(), book)
+            scheduler = ChunkScheduler({}, policy=FetchPolicy(), book=book)
+            download = _Download(
+                store, checkpoint.root, "checkpoint", {0: first}, sources, scheduler, Counters(), None, FetchReport()
+            )
+            await download._open_files()
+            for peer in ("honest", "liar"):
+                scheduler.add_source(peer)
+                scheduler.engage(peer, 0.0)
+            book.of("honest").part = CHUNK // 4
+            book.delivered("liar", CHUNK, 0.1)  # known to be fast: it takes over
+            noise = (checkpoint.folder / "noise.bin").read_bytes()[:CHUNK]
+
+            def come(part: Part) -> asyncio.Task[None] | None:
+                response = wire.encode_payload(noise[part.offset : part.offset + part.length])
+                return download._take_answer("honest", part, response, upcoming)
+
+            upcoming: deque[Part] = deque()
+            asked = [download._next_part("honest", upcoming) for _ in range(3)]  # the last one is still to be asked for
+            assert all(asked) and come(asked[0]) is None  # type: ignore[arg-type]
+            assert scheduler.take("liar", 0.0) == (0, 0)
+            assert scheduler.delivered("liar", (0, 0), 0.1)
+            assert come(asked[1]) is None  # given up, for the other copy is here  # type: ignore[arg-type]
+            scheduler.refused("liar", (0, 0), "other bytes")
+            saving = None
+            while (part := download._next_part("honest", upcoming)) is not None:
+                asked.append(part)
+            for part in asked[2:]:
+                saving = come(part) or saving
+            assert saving is not None
+            await saving
+            assert (list(book.banned()), scheduler.done) == (["liar"], True)
+            await asyncio.to_thread(download.close)
+
+    run(scenario())
+
+
+def test_a_source_that_sends_next_to_nothing_a_stream_does_not_hold_a_download(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            only = await cast.source(checkpoint)
+            # The head of an answer and a byte: no part ever comes whole, whatever is asked for.
+            memory_world.network.set_faults(only.peer_id, StreamFaults(truncate_after=HEADERS + 1))
+            receiver, report = await cast.receiver(), FetchReport()
+            with pytest.raises(NoSource):
+                await receiver.fetch(checkpoint, [only.peer_id], names=["noise.bin"], report=report)
+            assert report.resumed == 0
+
+    run(scenario())
+
+
+def test_parts_that_do_not_make_up_the_chunk_are_their_senders_fault(
+    memory_world: MemoryWorld, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    """R-WIRE-10"""
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            liar = await cast.source(checkpoint)
+            memory_world.network.set_faults(liar.peer_id, StreamFaults(truncate_after=LIMIT, flip_at=LIMIT // 2))
+            receiver, book = await cast.receiver(), SourceBook()
+            with pytest.raises(BadChunk, match="noise"):
+                await receiver.fetch(checkpoint, [liar.peer_id], names=["noise.bin"], book=book)
+            assert list(book.banned()) == [liar.peer_id]
 
     run(scenario())
 

@@ -459,7 +459,7 @@ def test_a_notice_written_beside_a_running_node_is_taken_up_and_an_older_one_nev
         assert node.trusted.standing.message == "two"
         node.files.write_notices([swarm.notice(3, message="three")])
         node.door.admit(STRANGER.peer_id, greeting(notice=swarm.notice(1, message="one").decode()))
-        node._keep_news()
+        node.news.keep()
         assert node.trusted.standing.message == "three"
         assert node.files.notices() == [swarm.notice(3, message="three")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from test_peer_life import make_plan
 
 from paris_swarm.dht_schemas.identity import Identity
-from paris_swarm.dht_schemas.records import Progress
-from paris_swarm.swarm.home import PEER_CACHE, Home, HomeBusy, HomeError, Ledger
+from paris_swarm.dht_schemas.records import Holding, Progress
+from paris_swarm.swarm.home import PEER_CACHE, Home, HomeBusy, HomeError
+from paris_swarm.swarm.ledger import SPARE_LINES, Ledger
 from paris_swarm.swarm.memory import MemoryNetwork, MemoryTransport
 from paris_swarm.swarm.node import SwarmNode
 
@@ -100,6 +102,98 @@ def test_what_was_seen_survives_a_restart(tmp_path: Path) -> None:
     assert Ledger(path).highest() == highest
 
 
+def test_what_is_seen_costs_a_line_and_outdated_lines_do_not_pile_up(tmp_path: Path) -> None:
+    path, seen = tmp_path / "ledger.json", tmp_path / "ledger.seen"
+    ledger = Ledger(path)
+    highest = {("peer", "claim", str(slot)): (1, "d" * 64) for slot in range(100)}
+    ledger.remember(highest)
+    whole = seen.stat().st_size
+    for seq in range(2, 2 * SPARE_LINES):
+        highest["peer", "claim", "7"] = (seq, "e" * 64)
+        before = seen.stat()
+        ledger.remember(highest)
+        assert seen.stat().st_size - before.st_size <= 2 * whole / 100
+        ledger.remember(highest)
+        assert seen.stat().st_size <= 20 * whole + 100 * SPARE_LINES
+    assert Ledger(path).highest() == highest
+
+
+@pytest.mark.parametrize("torn", [b'["peer", "claim", "1", 9', b"\xff\n", b"null\n", b"[1]\n"])
+def test_half_a_line_of_what_was_seen_costs_that_line_only(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    first, second = {("peer", "claim", "0"): (12, "d" * 64)}, {("peer", "claim", "1"): (13, "e" * 64)}
+    Ledger(path).remember(first)
+    with open(tmp_path / "ledger.seen", "ab") as seen:
+        seen.write(torn)
+    again = Ledger(path)
+    assert again.highest() == first
+    again.remember(first | second)
+    assert Ledger(path).highest() == first | second
+    assert [aside.read_bytes().endswith(torn) for aside in tmp_path.glob("ledger.seen.corrupt-*")] == [True]
+
+
+def test_a_disk_that_filled_up_within_a_line_costs_no_later_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.json"
+    ledger = Ledger(path)
+    highest = {("peer", "claim", "0"): (12, "d" * 64)}
+    ledger.remember(highest)
+
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - 9)
+        raise OSError(errno.ENOSPC, "no space")
+
+    highest["peer", "claim", "0"] = (13, "e" * 64)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            ledger.remember(highest)
+    highest["peer", "claim", "1"] = (14, "f" * 64)
+    ledger.remember(highest)
+    assert Ledger(path).highest() == highest
+
+
+def test_a_crash_while_a_torn_file_is_written_anew_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.json"
+    highest = {("peer", "claim", "0"): (12, "d" * 64)}
+    Ledger(path).remember(highest)
+    with open(tmp_path / "ledger.seen", "ab") as seen:
+        seen.write(b'["peer", "cl')
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("paris_swarm.swarm.ledger.atomic_write", crash)
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(path).remember(highest)
+    assert Ledger(path).highest() == highest
+
+
+def test_an_older_line_after_a_newer_one_sets_nobody_back(tmp_path: Path) -> None:
+    """Observers share one file, and any of them may know less than another."""
+    path = tmp_path / "observer.json"
+    behind = Ledger(path)
+    Ledger(path).remember({("peer", "claim", "0"): (13, "e" * 64)})
+    behind.remember({("peer", "claim", "0"): (12, "d" * 64)})
+    assert Ledger(path).highest() == {("peer", "claim", "0"): (13, "e" * 64)}
+
+
+def test_what_an_earlier_version_saw_is_taken_over_and_never_lost_between(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({"signed": {}, "seen": {"peer/claim/0": [12, "d" * 64]}}))
+    known = {("peer", "claim", "0"): (12, "d" * 64)}
+    ledger = Ledger(path)
+    ledger.record("claim", "0", 5, b"{}")
+    assert Ledger(path).highest() == known, "before the first look"
+    ledger.remember(ledger.highest())
+    assert Ledger(path).highest() == known
+    assert "seen" not in json.loads(path.read_bytes())
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is synced is read from /proc")
 def test_a_statement_is_synced_to_disk_before_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order in which things happen to one claim: bytes written, file synced, then the network."""
@@ -132,6 +226,34 @@ def test_a_statement_is_synced_to_disk_before_it_is_sent(tmp_path: Path, monkeyp
     asyncio.run(play())
     assert "sent" in happened
     assert "sync" in happened[: happened.index("sent")]
+
+
+def test_a_key_without_its_ledger_goes_on_above_what_is_seen_of_it(tmp_path: Path) -> None:
+    """R-REC-9: its home came back from nothing but the key, on a machine whose clock is behind."""
+    made, identity, now = make_plan(), Identity.generate(), [1_800_000_000.0]
+
+    async def node(name: str) -> SwarmNode:
+        transport = await MemoryTransport.start(MemoryNetwork(), identity.peer_id)
+        return SwarmNode(Home(tmp_path / name), identity, transport, made, clock=lambda: now[0])
+
+    async def play() -> None:
+        lost, again = await node("lost"), await node("again")
+        for speaker in (lost, again):
+            said = await speaker.announce(
+                "0", step=1, root="ab" * 32, parent=None, total_bytes=1, probe_loss=1.0 + now[0] % 2
+            )
+            holding = speaker.files.ledger.last("holding", "0")
+            assert holding is not None
+            if speaker is lost:
+                first, first_holding = said, Holding.open(holding).record
+                again.sightings.feed_holding(holding, now[0])
+                now[0] -= 3.0
+        assert said.seq > first.seq
+        assert Holding.open(holding).record.seq > first_holding.seq
+        await lost.close()
+        await again.close()
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"signed": {"cla', b"\xff\xfe", b"null", b"[]"])

@@ -17,7 +17,7 @@ from paris_swarm.dht_schemas.envelope import payload_type, unseal
 from paris_swarm.dht_schemas.errors import Equivocation
 from paris_swarm.dht_schemas.greeting import Greeting
 from paris_swarm.dht_schemas.records import Claim, Holding
-from paris_swarm.swarm.home import Ledger
+from paris_swarm.swarm.ledger import Ledger
 from paris_swarm.swarm.status import swarm_status
 
 NOW = 1_900_000_000.0
@@ -127,7 +127,7 @@ def test_two_homes_on_one_key_prove_it_and_are_out(tmp_path: Path) -> None:
         watcher.trusted.feed_claim(said[0], NOW)
         with pytest.raises(Equivocation):
             watcher.trusted.feed_claim(said[1], NOW)
-        watcher._keep_news()
+        watcher.news.keep()
         report = swarm_status(watcher)
         cheat = Claim.open(said[0]).record
         assert [(out.peer, out.kind, out.slot, out.seq) for out in report.outlaws] == [

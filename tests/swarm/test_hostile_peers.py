@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from paris_swarm.dht_schemas.manifest import build_manifest, file_entry
 from paris_swarm.dht_schemas.notice import Notice, seal_notice
 from paris_swarm.dht_schemas.records import Claim
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
-from paris_swarm.swarm import greeting, node
+from paris_swarm.swarm import downloads, greeting, node, sightings
 from paris_swarm.swarm.claims import rendezvous_weight
 from paris_swarm.swarm.greeting import SwarmDoor
 from paris_swarm.swarm.home import MAX_EVENTS, Home
@@ -164,10 +164,10 @@ class OpenStream:
         self.closed = True
 
 
-def lent_door() -> tuple[TrustedSwarm, SwarmDoor, Identity, Identity, bytes]:
+def lent_door(clock: Callable[[], float] = lambda: 1000.0) -> tuple[TrustedSwarm, SwarmDoor, Identity, Identity, bytes]:
     guest, observer = Identity(b"g" * 32), Identity(b"x" * 32)
     trusted = TrustedSwarm(CLOSED)
-    door = SwarmDoor(trusted, token=None, clock=lambda: 1000.0, dice=random.Random(0))
+    door = SwarmDoor(trusted, token=None, clock=clock, dice=random.Random(0))
     said = Greeting(
         token=seal_token(ORGANISER, CLOSED.plan_id, guest.peer_id),
         delegation=seal_delegation(guest, CLOSED.plan_id, observer.peer_id, 1900.0),
@@ -196,6 +196,31 @@ def test_a_second_greeting_does_not_free_an_observers_stream_from_the_peer_it_re
         return stream.closed
 
     assert asyncio.run(story())
+
+
+def test_an_observers_stream_ends_with_the_delegation_it_was_greeted_with() -> None:
+    """R-GRT-5"""
+    now = [1000.0]
+    _trusted, door, guest, observer, said = lent_door(clock=lambda: now[0])
+
+    async def story() -> None:
+        early, late = OpenStream(), OpenStream()
+        now[0] = 1899.95
+        door.admit(observer.peer_id, said)
+        door.enter(observer.peer_id, early)  # type: ignore[arg-type]
+        lent = seal_delegation(guest, CLOSED.plan_id, observer.peer_id, 2700.0)
+        token = seal_token(ORGANISER, CLOSED.plan_id, guest.peer_id)
+        door.admit(observer.peer_id, Greeting(token=token, delegation=lent).to_bytes())
+        door.enter(observer.peer_id, late)  # type: ignore[arg-type]
+        async with asyncio.timeout(5.0):
+            while not early.closed:
+                await asyncio.sleep(0.01)
+        assert not late.closed
+        door.leave(observer.peer_id, early)  # type: ignore[arg-type]
+        door.leave(observer.peer_id, late)  # type: ignore[arg-type]
+        assert door._endings == {}, "nothing is left to ring for a stream that is gone"
+
+    asyncio.run(story())
 
 
 def test_a_crowd_of_observers_does_not_make_the_door_forget_one_with_an_open_stream(
@@ -268,7 +293,7 @@ def test_a_reader_keeps_a_bounded_number_of_claims_and_those_it_knows_still_rene
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R-DHT-8"""
-    monkeypatch.setattr(node, "MAX_LIVE", 3)
+    monkeypatch.setattr(sightings, "MAX_LIVE", 3)
 
     async def story(swarm: Closed) -> None:
         reader, organiser = await swarm.node("reader"), ORGANISER
@@ -295,7 +320,7 @@ def test_a_reader_keeps_a_bounded_number_of_claims_and_those_it_knows_still_rene
         answer.clear()
         reader.clock = lambda: now + 301
         await reader.refresh(["0"])
-        assert (reader.last_seen, reader._claimed) == ({}, {})
+        assert (reader.last_seen, reader.sightings.claimed) == ({}, {})
 
     closed(tmp_path, story, OPEN)
 
@@ -366,8 +391,8 @@ def test_the_files_of_a_plan_keep_to_the_stores_limit(tmp_path: Path) -> None:
         home, peer = Home(tmp_path / "guest"), organiser.transport.peer_id
         transport = await swarm.transport(home.identity().peer_id)
         with pytest.raises(OSError, match="may hold 999"):
-            await node.fetch_plan(transport, home, opened.plan_id, [peer], store_limit=999)
-        await node.fetch_plan(transport, home, opened.plan_id, [peer], store_limit=1000)
+            await downloads.fetch_plan(transport, home, opened.plan_id, [peer], store_limit=999)
+        await downloads.fetch_plan(transport, home, opened.plan_id, [peer], store_limit=1000)
         await transport.close()
 
     closed(tmp_path, story, opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
@@ -229,3 +230,26 @@ def test_a_squatter_of_many_slots_is_found_out_by_looking_at_what_it_prefers() -
     driven.until(Rest)
     third = driven.until(Look)
     assert isinstance(third, Look) and len(third.slots) == 2, "one proof is enough from then on"
+
+
+def test_before_a_newcomer_yields_to_a_bare_claim_it_looks_whether_the_claimant_squats() -> None:
+    """Whoever says it trained longest would win (C8): it costs nothing to say so on every slot at once."""
+    assert weight(THIRD) > weight(ME), "by the rendezvous order it would be yielded to"
+    slots = tuple(map(str, range(8)))
+    squatted: set[str] = set()
+
+    def see(slot: str, now: float) -> SlotView:
+        if not squatted:
+            return view(slot)
+        found_out = squatted >= {"idle"}
+        seen = view(slot, THIRD, until=now + 50, seen=now)
+        return dataclasses.replace(seen, idle=frozenset({THIRD} if found_out else ()))
+
+    driven = Driven(slots, see, wanted="0")
+    driven.until(Start)
+    squatted.add("claimed")
+    driven.until(Look)
+    more = driven.step()
+    assert isinstance(more, Look) and more.slots[0] == "0" and len(more.slots) == 5
+    squatted.add("idle")  # what a reader of five claims knows
+    assert isinstance(driven.step(), Claim), "it goes on"

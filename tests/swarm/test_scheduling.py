@@ -85,9 +85,11 @@ class World:
                     self.checking.append((peer, chunk))
             elif what == "lack" and owed:
                 made.not_held(peer, owed.pop(0))
+            elif what == "part" and owed:
+                made.part(peer, owed[0])
             elif what == "die":
                 del self.owed[peer]
-                made.failed(peer, self.now)
+                made.failed(peer, self.now, self.draw.draw(st.sampled_from([0, 100_000, 10 << 20])))
             elif what == "close":
                 del self.owed[peer]
                 made.leave(peer)
@@ -106,7 +108,7 @@ def test_every_chunk_is_saved_exactly_once_whatever_happens(
     for name in names:
         made.add_source(name)
     world = World(made, draw)
-    acts = ["take", "take", "answer", "answer", "check", "check", "lack", "die", "close"]
+    acts = ["take", "take", "answer", "answer", "check", "check", "lack", "part", "die", "close"]
     plan = draw.draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(acts)), max_size=60))
     for peer, what in plan:
         world.step(peer, what)
@@ -291,6 +293,80 @@ def test_a_failed_source_is_tried_again_later_and_later_still() -> None:
     made.failed("a", now)
     assert made.ready(now) == ["a"], "a source that helps is used again at once"
     assert not made.exhausted
+
+
+def test_a_source_whose_streams_end_early_is_asked_at_once_for_the_rest_of_what_it_began() -> None:
+    made = scheduler(3, "limited", "other", pipeline=1)
+    assert made.take("limited", 0.0) == (0, 0)
+    assert made.failed("limited", 1.0, came=110_000), "smaller parts may come"
+    assert made.book.of("limited").part == 16 * 1024
+    for second in range(1, 40):
+        assert made.ready(float(second)) == ["limited"]
+        made.engage("limited", float(second))
+        assert made.take("limited", float(second)) == (0, 0)
+        made.part("limited", (0, 0))
+        assert made.failed("limited", second + 0.5, came=110_000)
+    assert made.take("other", 40.0) == (0, 1), "what another one began is left to it"
+    bring(made, "other", (0, 1), 41.0)
+    assert made.take("other", 41.0) == (0, 2)
+    bring(made, "other", (0, 2), 42.0)
+    assert made.take("other", 42.0) == (0, 0), "while there is anything else to do"
+    record = made.book.of("limited")
+    assert (record.success, record.banned) == (1.0, None)
+
+
+def test_what_somebody_began_is_not_kept_from_a_source_that_holds_nothing_else() -> None:
+    made = scheduler(1, "limited", "other", files=2, pipeline=1)
+    assert made.take("limited", 0.0) == (0, 0)
+    made.part("limited", (0, 0))
+    assert made.failed("limited", 1.0, came=110_000)
+    assert made.take("other", 1.0) == (1, 0)
+    made.not_held("other", (1, 0))
+    assert made.take("other", 1.0) == (0, 0)
+
+
+def test_a_source_that_brings_nothing_more_is_left_like_any_other() -> None:
+    made = ChunkScheduler(chunks(1), policy=FetchPolicy(backoff_s=1.0))
+    made.add_source("a")
+    made.engage("a", 0.0)
+    made.take("a", 0.0)
+    assert made.failed("a", 0.0, came=20_000), "parts of 16 KiB may come where chunks do not"
+    for came in (20_000, 1):
+        now = made.next_retry(0.0) or 0.0
+        made.engage("a", now)
+        made.take("a", now)
+        assert not made.failed("a", now, came=came), "no part came, and none can be smaller"
+        assert made.ready(now) == []
+        assert made.exhausted
+
+
+def test_a_source_too_slow_over_all_its_streams_is_left() -> None:
+    made = scheduler(4, "trickle", "other", min_rate=32_000.0, rate_window_s=10.0, pipeline=1)
+    bring(made, "other", made.take("other", 0.0) or (9, 9), 0.1)
+    now = 0.0
+    made.take("trickle", now)
+    for _ in range(4):
+        now += 3.0
+        made.arriving("trickle", 16_384, now)
+        made.part("trickle", (0, 1))
+        limited = made.failed("trickle", now, came=16_384)
+        assert limited == (now < 10.0), "each stream brings a part, and all together next to nothing"
+        if limited:
+            made.engage("trickle", now)
+            assert made.take("trickle", now) == (0, 1)
+    assert made.ready(now) == []
+
+
+def test_parts_grow_again_when_chunks_come_whole() -> None:
+    book = SourceBook()
+    assert book.cut_short("a", 1 << 20)
+    assert not book.cut_short("a", 2 << 20), "no smaller for a stream that carried more"
+    sizes = [book.of("a").part]
+    while sizes[-1] < SIZE:
+        book.came_whole("a")
+        sizes.append(book.of("a").part)
+    assert sizes == [128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, SIZE]
+    assert not book.cut_short("a", 64 << 20), "enough for whole chunks"
 
 
 def test_a_ban_lasts_beyond_one_download() -> None:

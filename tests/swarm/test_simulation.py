@@ -71,6 +71,25 @@ def test_liars_are_refused_and_the_honest_go_on() -> None:
     assert figures["detail"]["trained_share_of_slot_time"] > 0.8
 
 
+def test_squatters_keep_no_slot_and_are_not_read_for_ever() -> None:
+    scenario = Scenario(60, 8, seed=2, leases=10, life_leases=12, liars=0.15, kinds=("squatter",), faults=USUAL)
+    figures, honest = play(scenario), play(replace(scenario, liars=0.0))
+    assert figures["detail"]["orphans"] >= 3
+    assert figures["detail"]["untrained_leases_p99"] < 2, "what an honest peer left an honest one trains"
+    assert figures["all_held_s"] < scenario.lease_s / 2
+    assert figures["duplicate_work"] < 0.01
+    assert figures["detail"]["reads_per_slot_key_s"] < 6 * honest["detail"]["reads_per_slot_key_s"]
+
+
+def test_an_idle_key_keeps_a_slot_for_one_grace_and_the_slow_are_not_starved() -> None:
+    """Who is slower than the grace shares its slot from then on, and is not displaced before it has published."""
+    scenario = Scenario(12, 3, seed=4, leases=16, life_leases=1e6, liars=0.25, kinds=("idle",), slow=0.5, faults=USUAL)
+    simulation = Simulation(scenario)
+    figures = simulation.run()
+    assert figures["all_held_s"] <= scenario.grace_s + 2 * scenario.lease_s
+    assert figures["detail"]["checkpoints"].get("slow", 0) > 0
+
+
 # ---- laws, on small random swarms ------------------------------------------------------------------------------------
 
 seeds = st.integers(0, 10**6)

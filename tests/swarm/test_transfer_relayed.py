@@ -28,7 +28,7 @@ link() {  # an Ethernet cable from $1 to the relay, network $2.0/24
 }
 link hidden 41.1.1; link receiver 41.1.2
 END="$PYTHON $HERE/relayed_end.py"
-ip netns exec relay $END relay $FOLDER /ip4/0.0.0.0/tcp/4001 > $FOLDER/relay.out &
+ip netns exec relay $END $RELAY $FOLDER /ip4/0.0.0.0/tcp/4001 > $FOLDER/relay.out &
 until [ -s $FOLDER/relay.out ]; do sleep 0.2; done
 ID=$(sed 's/.*\\/p2p\\/\\([^"]*\\)".*/\\1/' $FOLDER/relay.out)
 ip netns exec hidden $END hidden $FOLDER /ip4/41.1.1.2/tcp/4001 /ip4/41.1.1.1/tcp/4001/p2p/$ID > $FOLDER/hidden.out &
@@ -50,7 +50,8 @@ def namespaces_work() -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not namespaces_work(), reason="network namespaces are not allowed here")
-def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relay", ["relay", "stingy"])
+def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path, relay: str) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "big.bin").write_bytes(random.Random(0).randbytes(CHUNKS * CHUNK))
@@ -61,7 +62,13 @@ def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path) -> No
     done = subprocess.run(
         # A process namespace too: when the script ends, so does everything it started.
         ["unshare", "-rnmp", "--fork", "--kill-child", "sh", "-ec", SCRIPT],
-        env={**os.environ, "PYTHON": sys.executable, "HERE": str(Path(__file__).parent), "FOLDER": str(tmp_path)},
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "HERE": str(Path(__file__).parent),
+            "FOLDER": str(tmp_path),
+            "RELAY": relay,
+        },
         check=False,
         stdout=subprocess.PIPE,
         timeout=500,
@@ -71,11 +78,18 @@ def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path) -> No
     hidden, received = lines
     assert "p2p-circuit" in hidden["circuit"]
     assert received["right"]
-    assert received["saved"] == CHUNKS * CHUNK, "a relay as shipped cuts the stream after 128 KiB"
-    assert received["twice"] <= CHUNK
+    assert received["saved"] == CHUNKS * CHUNK
+    if relay == "relay":
+        assert received["streams"] == 1, "a relay of ours carries a checkpoint in one circuit"
+        assert received["twice"] == 0
+    else:
+        assert received["streams"] > CHUNKS * CHUNK // (128 * 1024), "128 KiB a circuit"
+        assert received["twice"] <= CHUNKS * CHUNK // 4, "half a part of eight or fewer a circuit, and the first cut"
+        assert received["faults"] == [], "a limited source is not a faulty one"
     if table := os.environ.get("PARIS_SWARM_FAULTS_TABLE"):
-        with open(table + ".relay", "w") as file:
+        name = "a relay of ours" if relay == "relay" else "a relay that lets 128 KiB through a circuit"
+        with open(f"{table}.{relay}", "w") as file:
             file.write(
-                f"| source behind a relay (place found after {hidden['seconds']:.0f} s) | "
+                f"| source behind {name}, place found after {hidden['seconds']:.0f} s; {received['streams']} streams | "
                 f"{received['twice'] / CHUNK:.2f} | 0.00 | {received['seconds']:.1f} s in all | whole |\n"
             )

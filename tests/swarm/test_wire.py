@@ -30,10 +30,12 @@ ZEROS = wire.encode_payload(bytes(100_000))
 requests = st.one_of(
     st.builds(lambda d: Request(RequestKind.BLOB, d.hex()), st.binary(min_size=32, max_size=32)),
     st.builds(
-        lambda d, file, chunk: Request(RequestKind.CHUNK, d.hex(), file, chunk),
+        lambda d, file, chunk, part, length: Request(RequestKind.CHUNK, d.hex(), file, chunk, part * wire.PART, length),
         st.binary(min_size=32, max_size=32),
         st.integers(0, 65535),
         st.integers(0, 2**32 - 1),
+        st.integers(0, CHUNK // wire.PART - 1),
+        st.integers(wire.PART, CHUNK),
     ),
 )
 responses = st.one_of(
@@ -151,11 +153,11 @@ def test_another_version_is_named() -> None:
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        struct.pack(">BBHI32s", 0, 0, 0, 0, bytes(32)),
-        struct.pack(">BBHI32s", 3, 0, 0, 0, bytes(32)),
-        struct.pack(">BBHI32s", 2, 1, 0, 0, bytes(32)),
-        struct.pack(">BBHI32s", 1, 0, 1, 0, bytes(32)),
-        struct.pack(">BBHI32s", 1, 0, 0, 1, bytes(32)),
+        struct.pack(">BBHIII32s", 0, 0, 0, 0, 0, CHUNK, bytes(32)),
+        struct.pack(">BBHIII32s", 3, 0, 0, 0, 0, CHUNK, bytes(32)),
+        struct.pack(">BBHIII32s", 2, 1, 0, 0, 0, CHUNK, bytes(32)),
+        struct.pack(">BBHIII32s", 1, 0, 1, 0, 0, CHUNK, bytes(32)),
+        struct.pack(">BBHIII32s", 1, 0, 0, 1, 0, CHUNK, bytes(32)),
     ],
     ids=["kind 0", "kind 3", "reserved", "blob with a file", "blob with a chunk"],
 )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from paris_swarm.swarm import wire
 from paris_swarm.swarm.wire import BadFrame, RequestReader, ResponseReader
 
-HELLO = b"PSWF" + struct.pack(">HH", 2, 0)
+HELLO = b"PSWF" + struct.pack(">HH", 3, 0)
 EMPTY = HELLO + bytes(8)
+WHOLE = 4 * 1024 * 1024
 DIGESTS = st.binary(min_size=32, max_size=32)
 
 
@@ -41,18 +42,38 @@ def test_a_greeting_that_is_too_long_is_refused_before_it_comes(length: int) -> 
 
 
 @given(DIGESTS, st.integers(0, 65535), st.integers(0, 2**32 - 1))
-def test_a_chunk_is_asked_for_in_forty_bytes(digest: bytes, file: int, chunk: int) -> None:
+def test_a_chunk_is_asked_for_in_forty_eight_bytes(digest: bytes, file: int, chunk: int) -> None:
     """R-WIRE-5"""
-    data = struct.pack(">BBHI32s", 2, 0, file, chunk, digest)
+    data = struct.pack(">BBHIII32s", 2, 0, file, chunk, 0, WHOLE, digest)
     (request,) = RequestReader().receive(EMPTY + data)
     assert (request.digest, request.file, request.chunk) == (digest.hex(), file, chunk)
     assert request.to_bytes() == data
 
 
+OFFSETS = st.one_of(st.integers(0, 300).map(lambda n: n * 16_384), st.integers(0, 2**32 - 1))
+LENGTHS = st.one_of(st.integers(16_000, 17_000), st.integers(WHOLE - 9, WHOLE + 9), st.integers(0, 2**32 - 1))
+
+
+@given(st.integers(1, 2), OFFSETS, LENGTHS)
+def test_a_part_begins_at_a_multiple_of_the_least_and_is_no_less(kind: int, offset: int, length: int) -> None:
+    """R-WIRE-10"""
+    data = struct.pack(">BBHIII32s", kind, 0, 0, 0, offset, length, bytes(32))
+    if offset % 16_384 == 0 and offset < WHOLE and 16_384 <= length <= WHOLE:
+        (request,) = RequestReader().receive(EMPTY + data)
+        assert (request.offset, request.length) == (offset, length)
+        assert request.to_bytes() == data
+    else:
+        with pytest.raises(BadFrame) as caught:
+            RequestReader().receive(EMPTY + data)
+        assert caught.value.rule == "R-WIRE-10"
+        with pytest.raises(ValueError, match="no such request"):
+            wire.Request(wire.RequestKind(kind), "ab" * 32, offset=offset, length=length).to_bytes()
+
+
 @given(DIGESTS, st.integers(0, 65535), st.integers(0, 2**32 - 1))
 def test_a_blob_has_neither_file_nor_chunk(digest: bytes, file: int, chunk: int) -> None:
     """R-WIRE-4"""
-    data = struct.pack(">BBHI32s", 1, 0, file, chunk, digest)
+    data = struct.pack(">BBHIII32s", 1, 0, file, chunk, 0, WHOLE, digest)
     if file or chunk:
         with pytest.raises(BadFrame):
             RequestReader().receive(EMPTY + data)
