@@ -1,28 +1,35 @@
 """Images per second of one training step, ours against diffusers' PixArtTransformer2DModel, in one run.
 
-    python benchmarks/train.py                    # both sizes, fp32 and (where the hardware multiplies it) bf16, eager
-    python benchmarks/train.py --compile          # compiled against compiled as well
-    python benchmarks/train.py --json             # {"vs_diffusers", "loader_share", "detail"}
+    python benchmarks/train.py                                  # every cell that the hardware does natively
+    python benchmarks/train.py --cell small/fp32/shipped        # one of them
+    python benchmarks/train.py --json                           # {"vs_diffusers", "loader_share", "detail"}
+
+A cell is SIZE/PRECISION/HOW. Sizes: small (d=384, depth 12, 64 tokens), large (d=768, depth 12, 256 tokens). HOW:
+"eager" and "compiled" treat both sides alike; "shipped" is our trainer process as `join` starts it (its allocator
+settings, flushed subnormals) against diffusers' documented step in a plain process.
 
 One step on either side: forward, backward, gradient clipping, AdamW and EMA, batch 16, captions of 77 x 768. Ours is
-what ships: `TrainState.take_step` on rows that are memory-mapped from disk, loader, noising and caption dropout
-included. Theirs is diffusers' documented training step (torch.optim.AdamW, `diffusers.training_utils.EMAModel`,
-autocast for bf16) on a batch that is already in memory. Steps alternate, medians are compared: a busy machine slows
-both sides. `vs_diffusers` is the smallest ratio of all settings that ran, `loader_share` the largest share of our steps
-that went into fetching rows.
+`TrainState.take_step` on rows that are memory-mapped from disk, loader, noising and caption dropout included. Theirs
+is diffusers' documented training step (torch.optim.AdamW, `diffusers.training_utils.EMAModel`, autocast for bf16) on a
+batch that is already in memory. Each side has a process of its own; their steps alternate and medians are compared, so
+a busy machine slows both. `vs_diffusers` is the smallest ratio of the "shipped" cells that ran (of all, where none of
+them did), `loader_share` the largest share of our steps that went into fetching rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +39,7 @@ from torch import Tensor
 from paris_swarm.expert.recipe import ModelConfig, Recipe, TrainConfig
 from paris_swarm.expert.rows import Rows
 from paris_swarm.expert.task import ExpertTask
-from paris_swarm.expert.training import TrainState, pick_precision
+from paris_swarm.expert.training import StepSettings, TrainState, pick_precision
 from paris_swarm.expert.verify import probe_from_rows
 
 BATCH = 16
@@ -69,6 +76,8 @@ SETTINGS = {
     "large": Setting("d=768, depth 12, 256 tokens", 768, 12, 12, 32),
     "smoke": Setting("d=64, depth 2, 16 tokens", 64, 2, 2, 8),
 }
+HOWS = ("eager", "compiled", "shipped")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class RowsOnDisk:
@@ -105,17 +114,16 @@ class Ours:
         config = TrainConfig(steps=10_000, batch=BATCH, optimizer="adamw", lr=1e-4, t_sampling="uniform", ema=0.9999)
         probe = probe_from_rows(Rows(data, np.arange(4)), seed=0)
         task = ExpertTask(Recipe(setting.model(), config), Rows(data, np.arange(4, data.count)), probe)
-        self.state = TrainState(task, torch.device("cpu"))
+        self.state = TrainState(task, torch.device("cpu"), settings=StepSettings(compiled=compiled))
         self.precision = precision
-        if compiled:
-            self.state.model.compile()
         self.loading = 0.0
+        self.clock: Callable[[], float] = time.perf_counter
         fetch = task.batch
 
         def timed(step: int) -> Any:
-            start = time.perf_counter()
+            start = self.clock()
             batch = fetch(step)
-            self.loading += time.perf_counter() - start
+            self.loading += self.clock() - start
             return batch
 
         task.batch = timed  # type: ignore[method-assign]
@@ -175,66 +183,142 @@ class Theirs:
         self.ema.step(self.model.parameters())
 
 
-def compare(setting: Setting, precision: torch.dtype, compiled: bool, steps: int) -> dict[str, Any]:
-    """Median seconds a step of both sides, steps alternating after two that are not counted."""
+# ---------------------------------------------------------------------------------------------------------------------
+# a process a side
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared."""
+
+    size: str
+    precision: str
+    how: str
+
+    @classmethod
+    def read(cls, text: str) -> Cell:
+        parts = text.split("/")
+        if len(parts) != 3 or parts[0] not in SETTINGS or parts[1] not in PRECISIONS or parts[2] not in HOWS:
+            raise argparse.ArgumentTypeError(f"{text!r} is not SIZE/PRECISION/HOW, such as small/fp32/shipped")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.size}/{self.precision}/{self.how}"
+
+
+def worker(side: str, cell: Cell, threads: int, clock: Callable[[], float]) -> None:
+    """One side: a step for every line on standard input, its seconds and those spent on rows as the answer."""
+    torch.set_num_threads(threads)
+    setting, precision, compiled = SETTINGS[cell.size], PRECISIONS[cell.precision], cell.how == "compiled"
+    if cell.how == "shipped" and side == "ours":
+        torch.set_flush_denormal(True)  # as cli/train_child.py does
     with tempfile.TemporaryDirectory(prefix="paris-train-") as folder:
-        data = RowsOnDisk(Path(folder), setting.resolution, ROWS if setting.hidden > 64 else 64)
-        sides = SimpleNamespace(
-            ours=Ours(setting, data, precision, compiled), theirs=Theirs(setting, precision, compiled)
-        )
-        seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for number in range(steps + 2):
-            if number == 2:
-                sides.ours.loading = 0.0
-            for name in ("ours", "theirs"):
-                start = time.perf_counter()
-                getattr(sides, name).step()
-                if number >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-        ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "theirs"))
-        return {
-            "setting": setting.name,
-            "precision": str(precision).removeprefix("torch."),
-            "compiled": compiled,
-            "ours_images_per_s": round(BATCH / ours, 3),
-            "theirs_images_per_s": round(BATCH / theirs, 3),
-            "ratio": round(theirs / ours, 3),
-            "loader_share": round(sides.ours.loading / sum(seconds["ours"]), 5),
-        }
+        if side == "ours":
+            data = RowsOnDisk(Path(folder), setting.resolution, ROWS if setting.hidden > 64 else 64)
+            taken: Ours | Theirs = Ours(setting, data, precision, compiled)
+            taken.clock = clock
+        else:
+            taken = Theirs(setting, precision, compiled)
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            loading = getattr(taken, "loading", 0.0)
+            start = clock()
+            taken.step()
+            seconds = clock() - start
+            print(json.dumps({"seconds": seconds, "loading": getattr(taken, "loading", 0.0) - loading}), flush=True)
+
+
+@contextmanager
+def side_process(side: str, cell: Cell, threads: int, cpu_seconds: bool) -> Iterator[Callable[[], dict[str, float]]]:
+    """A worker; the function it gives takes one step."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if cell.how == "shipped" and side == "ours":
+        from paris_swarm.cli.trainer import allocator_settings
+
+        environment |= allocator_settings()
+    command = [sys.executable, __file__, "--worker", side, "--cell", str(cell), "--threads", str(threads)]
+    command += ["--cpu-seconds"] if cpu_seconds else []
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin is not None and process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def answer() -> dict[str, float]:
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {side} ended with code {process.wait()}")
+        said: dict[str, float] = json.loads(line)
+        return said
+
+    def step() -> dict[str, float]:
+        stdin.write("step\n")
+        stdin.flush()
+        return answer()
+
+    answer()
+    try:
+        yield step
+    finally:
+        stdin.close()
+        process.wait()
+
+
+def compare(cell: Cell, steps: int, threads: int, cpu_seconds: bool) -> dict[str, Any]:
+    """Median seconds a step of both sides, steps alternating after two that are not counted."""
+    with (
+        side_process("ours", cell, threads, cpu_seconds) as ours,
+        side_process("theirs", cell, threads, cpu_seconds) as theirs,
+    ):
+        rounds = [(ours(), theirs()) for _ in range(steps + 2)][2:]
+    own = [one["seconds"] for one, _ in rounds]
+    other = [one["seconds"] for _, one in rounds]
+    return {
+        "cell": str(cell),
+        "setting": SETTINGS[cell.size].name,
+        "ours_images_per_s": round(BATCH / statistics.median(own), 3),
+        "theirs_images_per_s": round(BATCH / statistics.median(other), 3),
+        "ratio": round(statistics.median(other) / statistics.median(own), 3),
+        "ratios": [round(b / a, 3) for a, b in zip(own, other, strict=True)],
+        "loader_share": round(sum(one["loading"] for one, _ in rounds) / sum(own), 5),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=sorted(SETTINGS), default=["small", "large"])
-    parser.add_argument(
-        "--precisions", nargs="+", choices=("fp32", "bf16"), default=None, help="default: what is native"
-    )
-    parser.add_argument("--compile", action="store_true", help="compiled against compiled beside eager against eager")
+    parser.add_argument("--cell", action="append", type=Cell.read, help="SIZE/PRECISION/HOW; may be given again")
     parser.add_argument("--steps", type=int, default=5, help="counted steps a side")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-seconds",
+        action="store_true",
+        help="CPU seconds instead of seconds: for a busy machine, with --threads 1",
+    )
+    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    if arguments.worker:
+        clock = time.process_time if arguments.cpu_seconds else time.perf_counter
+        worker(arguments.worker, arguments.cell[0], arguments.threads, clock)
+        return
     native = pick_precision("auto", torch.device("cpu")) is torch.bfloat16
-    precisions = arguments.precisions or (["fp32", "bf16"] if native else ["fp32"])
+    precisions = ("fp32", "bf16") if native else ("fp32",)
+    cells = arguments.cell or [
+        Cell(size, precision, how) for size in ("small", "large") for precision in precisions for how in HOWS
+    ]
     rows: list[dict[str, Any]] = []
-    for name in arguments.settings:
-        for precision in precisions:
-            for compiled in (False, True) if arguments.compile else (False,):
-                dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-                row = compare(SETTINGS[name], dtype, compiled, arguments.steps)
-                rows.append(row)
-                if not arguments.json:
-                    print(
-                        f"{row['setting']:30} {row['precision']:9} {'compiled' if compiled else 'eager':9} "
-                        f"ours {row['ours_images_per_s']:8.2f} img/s  "
-                        f"diffusers {row['theirs_images_per_s']:8.2f} img/s  "
-                        f"ratio {row['ratio']:.2f}  loader {100 * row['loader_share']:.2f} %",
-                        flush=True,
-                    )
+    for cell in cells:
+        row = compare(cell, arguments.steps, arguments.threads, arguments.cpu_seconds)
+        rows.append(row)
+        if not arguments.json:
+            print(
+                f"{row['cell']:22} ours {row['ours_images_per_s']:8.2f} img/s  "
+                f"diffusers {row['theirs_images_per_s']:8.2f} img/s  "
+                f"ratio {row['ratio']:.2f}  loader {100 * row['loader_share']:.2f} %",
+                flush=True,
+            )
+    judged = [row for row in rows if row["cell"].endswith("/shipped")] or rows
     answer = {
-        "vs_diffusers": min(row["ratio"] for row in rows),
+        "vs_diffusers": min(row["ratio"] for row in judged),
         "loader_share": max(row["loader_share"] for row in rows),
         "detail": rows,
     }

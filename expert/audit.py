@@ -144,12 +144,14 @@ def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> No
 
     Raises:
         CheckpointError: the files are not those of the recipe.
-        ValueError: initial weights are those of step 0.
+        ValueError: initial weights are those of step 0, or the start weights that the recipe names are not at hand.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = TrainState(task, torch.device("cpu"))
+    if weights is None:
+        state.begin()
     parts: Sequence[Mapping[str, Tensor]] = (state.ema.state_dict(), state.model.state_dict(), state.optimiser.state())
     if weights is None and step != 0:
         raise ValueError(f"there are no initial weights of step {step}")
@@ -175,8 +177,10 @@ def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> No
 
 
 def same_bits_expected(mine: Environment, theirs: Environment) -> bool:
-    """Whether two environments must give the same bits: equal in all that decides rounding, and no atomics at work."""
-    orderly = mine.device == "cpu" or mine.deterministic
+    """Whether two environments must give the same bits: equal in all that decides rounding, no atomics at work, and no
+    kernels made on the spot by a compiler whose version nobody recorded.
+    """
+    orderly = (mine.device == "cpu" or mine.deterministic) and not mine.compiled
     return orderly and not environment_differences(mine, theirs)
 
 

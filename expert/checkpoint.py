@@ -132,7 +132,12 @@ def prune(work_dir: Path, keep: int) -> list[Path]:
     """Deletes all but the newest `keep` checkpoints (never a quarantined one) and names the deleted."""
     gone = list(_folders(work_dir))[:-keep] if keep > 0 else []
     for folder in gone:
-        shutil.rmtree(folder)
+        # Out of its final name first: a crash in the middle must leave no half of a checkpoint under that name.
+        doomed = folder.with_name(f".{folder.name}.partial-gone")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
     return gone
 
 
@@ -210,7 +215,7 @@ class TornCheckpoint:
 def newest_whole(work_dir: Path) -> tuple[Path | None, tuple[TornCheckpoint, ...]]:
     """The newest undamaged checkpoint of a work folder, and the newer ones that had to be set aside.
 
-    Leftovers of writes that a crash cut short are removed: they never had a final name.
+    Leftovers of writes and deletions that a crash cut short are removed: they have no final name.
     """
     parent = work_dir / "checkpoints"
     if parent.is_dir():

@@ -30,7 +30,9 @@ def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in -1..1."""
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in -1..1; latents float16 [B, h, w, C], at unit scale, as they are."""
+    if images.is_floating_point():
+        return images.permute(0, 3, 1, 2).to(torch.float32).contiguous()
     return images.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0).contiguous()
 
 

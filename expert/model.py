@@ -100,17 +100,30 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x [B, N, D], context [B, L, D] (None: x itself), mask bool, broadcastable to [B, 1, N, L] -> [B, N, D]."""
         b, n, d = x.shape
+        # Splits, not slices: the gradient of a split is one concatenation, of a slice a zero-filled whole.
         if context is None:
-            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [B, N, 3D]
-            q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(d, dim=2)  # each [B, N, D]
         else:
-            q = F.linear(x, self.in_proj_weight[:d], self.in_proj_bias[:d])  # [B, N, D]
-            kv = F.linear(context, self.in_proj_weight[d:], self.in_proj_bias[d:])  # [B, L, 2D]
-            q = q.reshape(b, n, self.heads, d // self.heads).transpose(1, 2)  # [B, heads, N, D/heads]
-            k, v = kv.reshape(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+            w_q, w_kv = self.in_proj_weight.split((d, 2 * d))
+            b_q, b_kv = self.in_proj_bias.split((d, 2 * d))
+            q = F.linear(x, w_q, b_q)  # [B, N, D]
+            k, v = self._keys_values(context, mask, w_kv, b_kv).split(d, dim=2)  # each [B, L, D]
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, heads, ., D/heads]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, heads, N, D/heads]
         mixed: Tensor = self.out_proj(out.transpose(1, 2).reshape(b, n, d))  # [B, N, D]
         return mixed
+
+    @staticmethod
+    def _keys_values(context: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, 2D]; a CPU spares itself the products of masked tokens (zeros stand there instead)."""
+        spare = mask is not None and context.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not spare or not torch.is_grad_enabled():
+            return F.linear(context, weight, bias)  # [B, L, 2D]
+        assert mask is not None
+        b, length, _ = context.shape
+        real = mask.reshape(b, length).flatten().nonzero().squeeze(1)  # [real tokens]
+        packed = F.linear(context.flatten(0, 1).index_select(0, real), weight, bias)  # [real tokens, 2D]
+        return packed.new_zeros(b * length, packed.shape[1]).index_copy(0, real, packed).unflatten(0, (b, length))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -217,7 +230,7 @@ class Expert(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.objective = Objective(config.output, config.path)
+        self.objective = Objective(config.output, config.path, config.data_limit)
         d = config.hidden
         self.patch_embed = PatchEmbed(config.channels, d, config.patch)
         self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, d))

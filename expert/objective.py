@@ -20,8 +20,6 @@ SMALLEST_T = 0.05
 """Below this t a "data" output is divided by this instead of by t, which keeps velocities bounded near the data."""
 SMALLEST_SIGNAL = 0.01
 """A "noise" output is divided by the signal's share, which is kept above this (HDDM, arXiv 2603.06741)."""
-LARGEST_DATA = 20.0
-"""Data read out of a "noise" output is clamped to plus and minus this (HDDM, arXiv 2603.06741)."""
 DATA_STD = 0.6
 """Standard deviation of the data that a "residual" output assumes."""
 COSINE_OFFSET = 0.008
@@ -42,11 +40,13 @@ class Point:
 class Objective:
     """output: what the last layer says; path: "flow" (straight) or "cosine" (DDPM's cosine schedule, continuous).
 
-    Which go together is `recipe.ModelConfig`'s to check.
+    data_limit: data read out of a "noise" output is clamped to plus and minus this, for near t = 1 it is a small
+    difference of large numbers, divided by a small one. Which go together is `recipe.ModelConfig`'s to check.
     """
 
     output: str = "velocity"
     path: str = "flow"
+    data_limit: float = 20.0
 
     def noised(self, x0: Tensor, noise: Tensor, u: Tensor) -> Point:
         """The training example at time u [B] of this path: x0 and noise [B, ...]."""
@@ -91,7 +91,7 @@ class Objective:
             keep = (column - (1 - column) * variance) / total  # the best linear guess of v from x_t alone
             return keep * x - (DATA_STD * total.rsqrt()) * said
         data = (x - column * said) / (1 - column).clamp(min=SMALLEST_SIGNAL)
-        return said - data.clamp(-LARGEST_DATA, LARGEST_DATA)
+        return said - data.clamp(-self.data_limit, self.data_limit)
 
     def loss(self, said: Tensor, point: Point, x0: Tensor, noise: Tensor, kind: str) -> Tensor:
         """Mean squared error of what was said at `point`, measured in the data, the noise or the velocity: a scalar.
@@ -99,21 +99,27 @@ class Objective:
         Raises:
             ValueError: "velocity" asked of the cosine path, on which it is not defined.
         """
-        said = said.float()
+        return self.losses(said, point, x0, noise, kind).mean()
+
+    def losses(self, said: Tensor, point: Point, x0: Tensor, noise: Tensor, kind: str) -> Tensor:
+        """`loss` of each row by itself: float32 [B]."""
+        return self._error(said.float(), point, x0, noise, kind).square().flatten(1).mean(1)
+
+    def _error(self, said: Tensor, point: Point, x0: Tensor, noise: Tensor, kind: str) -> Tensor:
         if self.path == "flow" and kind == "velocity":
-            return (self.velocity(said, point.x, point.u) - (noise - x0)).square().mean()
+            return self.velocity(said, point.x, point.u) - (noise - x0)
         if kind == "velocity":
             raise ValueError('train.loss "velocity" needs model.path "flow"')
         if kind == self.output:
-            return (said - (x0 if kind == "data" else noise)).square().mean()
+            return said - (x0 if kind == "data" else noise)
         if self.output in ("velocity", "residual"):
             velocity = self.velocity(said, point.x, point.u)
             if kind == "data":
-                return (point.x - point.sigma * velocity - x0).square().mean()
-            return (point.x + point.signal * velocity - noise).square().mean()
+                return point.x - point.sigma * velocity - x0
+            return point.x + point.signal * velocity - noise
         if kind == "data":  # from a noise output
-            return ((point.x - point.sigma * said) / point.signal.clamp(min=SMALLEST_SIGNAL) - x0).square().mean()
-        return ((point.x - point.signal * said) / point.sigma.clamp(min=SMALLEST_T) - noise).square().mean()
+            return (point.x - point.sigma * said) / point.signal.clamp(min=SMALLEST_SIGNAL) - x0
+        return (point.x - point.signal * said) / point.sigma.clamp(min=SMALLEST_T) - noise
 
 
 def _angle(u: float) -> float:

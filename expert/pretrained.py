@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paris_swarm.expert.model import Expert, grid_waves
+from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.expert.model import Expert, grid_waves, seeded
+from paris_swarm.expert.recipe import Recipe, StartWeights
 
 _THIRDS = ("to_q", "to_k", "to_v")
 
@@ -28,12 +30,88 @@ class NotADiT(ValueError):
     width, depth and patch."""
 
 
+class StartRefused(ValueError):
+    """The weights that the recipe starts from are not at hand, or are not those whose digest it names."""
+
+
 @dataclass(frozen=True)
 class HeadStart:
     """kept: tensors of the expert that were taken over; fresh: those that start as the recipe's seed made them."""
 
     kept: tuple[str, ...]
     fresh: tuple[str, ...]
+
+
+def start_of_file(path: Path) -> StartWeights:
+    """What a recipe says of the DiT checkpoint at `path`: a .safetensors file, or a folder that holds one as diffusers
+    writes it (transformer/diffusion_pytorch_model.safetensors).
+
+    Raises:
+        NotADiT: there is no such file, or its name could not stand in a recipe.
+    """
+    file = start_file(path)
+    try:
+        return StartWeights(file.name, digest_file(file), file.stat().st_size)
+    except ValueError as error:
+        raise NotADiT(f"{file} cannot be named in a recipe: {error}") from error
+
+
+def start_file(path: Path) -> Path:
+    """The checkpoint that `path`, a file or a folder, means. Raises NotADiT when there is none."""
+    candidates = [path, *(path / folder / "diffusion_pytorch_model.safetensors" for folder in ("transformer", "."))]
+    candidates += sorted(path.glob("*.safetensors"))[:1] if path.is_dir() else []
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise NotADiT(f"{path} is no .safetensors file, and no folder that holds one")
+    return found
+
+
+def missing_start(named: StartWeights) -> StartRefused:
+    """Says which file must be brought."""
+    return StartRefused(
+        f"the plan starts its experts from {named.name} ({named.length} bytes, BLAKE3 {named.digest}), which does not "
+        "travel with it: give that file with --start-from"
+    )
+
+
+def check_start(path: Path, start: StartWeights) -> None:
+    """Compares a file with what the recipe names.
+
+    Raises:
+        StartRefused: other bytes; both digests are named. OSError: it cannot be read.
+    """
+    found = digest_file(path)
+    if found != start.digest:
+        raise StartRefused(
+            f"{path} is not {start.name} as the plan names it: its digest is {found[:16]}..., the plan's "
+            f"{start.digest[:16]}... ({start.length} bytes)"
+        )
+
+
+def untrained_expert(recipe: Recipe, start: Path | None = None) -> Expert:
+    """The weights that training starts with: a function of `recipe.train.seed` and, where the recipe names any, of the
+    start weights, whose file is `start`.
+
+    Raises:
+        StartRefused: they are not at hand, or other bytes. NotADiT: they do not fit the recipe.
+    """
+    model = seeded(Expert, recipe.model, recipe.train.seed)
+    assert isinstance(model, Expert)
+    if recipe.start is not None:
+        head_start(model, recipe.start, start)
+    return model
+
+
+def head_start(model: Expert, named: StartWeights, path: Path | None) -> HeadStart:
+    """`start_from_dit` once the bytes are those that the recipe names.
+
+    Raises:
+        StartRefused: there is no file, or it holds other bytes. NotADiT: it does not fit the recipe.
+    """
+    if path is None:
+        raise missing_start(named)
+    check_start(path, named)
+    return start_from_dit(model, path)
 
 
 def start_from_dit(model: Expert, path: Path) -> HeadStart:
@@ -56,7 +134,7 @@ def start_from_dit(model: Expert, path: Path) -> HeadStart:
     values: dict[str, Tensor] = {}
     for name in ("patch_embed.weight", "patch_embed.bias"):
         values[name] = _take(theirs, name, path)
-    values["pos_embed"] = theirs.get("pos_embed", grid_waves(model.config.tokens, model.config.hidden))
+    values["pos_embed"] = theirs.get("pos_embed", dit_positions(model.config.tokens, model.config.hidden))
     for layer in ("time_embed.mlp.0", "time_embed.mlp.2"):
         for kind in ("weight", "bias"):
             values[f"{layer}.{kind}"] = _take(theirs, f"{layer}.{kind}", path)
@@ -73,6 +151,14 @@ def start_from_dit(model: Expert, path: Path) -> HeadStart:
         for name, value in values.items():
             ours[name].copy_(value)
     return HeadStart(tuple(sorted(values)), tuple(sorted(set(ours) - set(values))))
+
+
+def dit_positions(tokens: int, hidden: int) -> Tensor:
+    """[1, N, D]: the positions that a DiT was trained with, where the checkpoint does not hold them: the waves
+    of a token's column come first, then those of its row; ours are the other way round.
+    """
+    rows, columns = grid_waves(tokens, hidden).chunk(2, dim=2)  # each [1, N, D/2]
+    return torch.cat([columns, rows], dim=2)
 
 
 def _modulation(

@@ -8,28 +8,36 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from paris_swarm.dht_schemas.provenance import Environment
 from paris_swarm.expert.task import Task
 
+if TYPE_CHECKING:
+    from paris_swarm.expert.step import TrainState
+
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def training_facts(task: Task, device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    """`meta.provenance` of a manifest without `from_step` and `to_step`, as plain JSON values."""
+def training_facts(
+    task: Task, device: torch.device, precision: torch.dtype, state: TrainState | None = None
+) -> dict[str, Any]:
+    """`meta.provenance` of a manifest without `from_step` and `to_step`, as plain JSON values.
+
+    state: the run, for how this machine takes a step; without one, as a lone process takes whole batches.
+    """
     return {
         "v": 1,
         "seed": task.recipe.train.seed,
         "recipe": task.recipe.digest(),
         "rows": task.rows_used().model_dump(),
-        "environment": environment(device, precision).model_dump(),
+        "environment": environment(device, precision, state).model_dump(),
     }
 
 
-def environment(device: torch.device, precision: torch.dtype) -> Environment:
+def environment(device: torch.device, precision: torch.dtype, state: TrainState | None = None) -> Environment:
     """What decides the rounding of a training step in this process."""
     return Environment.model_validate(
         {
@@ -42,8 +50,18 @@ def environment(device: torch.device, precision: torch.dtype) -> Environment:
             "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
             "torch": str(torch.__version__)[:64],
             "package": package_version(),
+            **(step_facts(state) if state is not None else {}),
         }
     )
+
+
+def step_facts(state: TrainState) -> dict[str, Any]:
+    """How a run takes its steps, as far as it rounds otherwise than a lone process that takes whole batches."""
+    return {
+        "micro_batch": state.micro_batch if state.micro_batch < state.config.batch else 0,
+        "processes": state.processes.count,
+        "compiled": state.settings.compiled,
+    }
 
 
 def flushes_denormals() -> bool:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from paris_swarm.dht_schemas.digest import blake3_hex
 
-_Record = TypeVar("_Record", "ModelConfig", "TrainConfig")
+_Record = TypeVar("_Record", "ModelConfig", "TrainConfig", "StartWeights")
 
 OUTPUTS = ("velocity", "data", "residual", "noise")
 PATHS = ("flow", "cosine")
 LOSSES = ("velocity", "data", "noise")
+PRECISIONS = ("any", "fp32", "bf16")
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
+"""Marks a field that recipes did not have at first: written only where it is not its default, so that older recipes
+keep their digest, and read as its default where it is missing."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -38,7 +44,8 @@ class ModelConfig:
     `adaln` is "single" (one shared modulation and a table a block, PixArt-alpha, arXiv 2310.00426: Paris' choice) or
     "zero" (each block its own modulation, starting at nothing, DiT, arXiv 2212.09748).
     `pooled_text` adds the caption's mean state to the time embedding; `patch_skip` adds a learned linear filter from
-    noisy patches to the output.
+    noisy patches to the output. `data_limit` clamps the data read out of a "noise" output: 20 for latents (HDDM, arXiv
+    2603.06741), 1 for pixels in -1..1 (as DDPM's samplers clip).
     """
 
     channels: int = 3
@@ -55,6 +62,7 @@ class ModelConfig:
     path: str = "flow"
     adaln: str = "single"
     patch_skip: bool = False
+    data_limit: float = field(default=20.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         for name in ("channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim", "text_tokens"):
@@ -68,6 +76,8 @@ class ModelConfig:
             raise ValueError(f"model.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
         if self.adaln not in ("single", "zero"):
             raise ValueError(f'model.adaln must be "single" or "zero", got {self.adaln!r}')
+        if not 0 < self.data_limit < math.inf:
+            raise ValueError(f"model.data_limit must be finite and above 0, got {self.data_limit}")
         if self.output not in OUTPUTS:
             raise ValueError(f"model.output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
         if self.path not in PATHS:
@@ -80,6 +90,11 @@ class ModelConfig:
         """Number of image tokens, (resolution / patch) squared."""
         return (self.resolution // self.patch) ** 2
 
+    @property
+    def data_shape(self) -> tuple[int, int, int]:
+        """(channels, resolution, text_dim): what experts of one model share, whatever their size and objective."""
+        return self.channels, self.resolution, self.text_dim
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -88,8 +103,8 @@ class TrainConfig:
     t_sampling: "uniform", or "logit-normal" (mean `t_mean`, standard deviation `t_std` of logit t; SD3, arXiv
     2403.03206). Positive means lean towards noise. `t_uniform` is the share drawn uniformly all the same, so no t is
     left out. `loss`: squared error of the "velocity", of the "data" or of the "noise" that the prediction amounts to.
-    schedule: "constant"; "linear" (to zero over all steps); "wsd" (warm up, hold, then to zero over the last
-    `decay_share` of the steps).
+    schedule: "constant"; "linear" or "cosine" (to zero over all steps); "wsd" (warm up, hold, then to zero over the
+    last `decay_share` of the steps). `precision` of its matrix products: "any" (each peer's choice), "fp32" or "bf16".
     """
 
     steps: int = 1000
@@ -114,6 +129,7 @@ class TrainConfig:
     t_uniform: float = 0.1
     loss: str = "velocity"
     seed: int = 0
+    precision: str = field(default="any", metadata=ADDED)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "muon_steps"):
@@ -121,9 +137,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         choices = {
             "optimizer": ("adamw", "muon"),
-            "schedule": ("constant", "linear", "wsd"),
+            "schedule": ("constant", "linear", "cosine", "wsd"),
             "t_sampling": ("uniform", "logit-normal"),
             "loss": LOSSES,
+            "precision": PRECISIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -148,6 +165,8 @@ class TrainConfig:
         left = max(0.0, (self.steps - step) / self.steps)
         if self.schedule == "constant":
             return warm
+        if self.schedule == "cosine":
+            return warm * (1 - math.cos(math.pi * left)) / 2
         if self.schedule == "linear" or self.decay_share == 0:
             return warm * (left if self.schedule == "linear" else 1.0)
         return warm * min(1.0, left / self.decay_share)
@@ -158,19 +177,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class StartWeights:
+    """The checkpoint of an ImageNet DiT that training starts from (`expert.pretrained`): a safetensors file by what it
+    was called, its BLAKE3 digest and its bytes.
+    """
+
+    name: str
+    digest: str
+    length: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._+-]{1,128}", self.name):
+            raise ValueError("start.name must be 1 to 128 letters, digits or ._+-")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.digest) or self.length < 1:
+            raise ValueError("start.digest must be 64 lower-case hexadecimal characters, start.length at least 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides what an expert becomes, apart from its rows."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    start: StartWeights | None = None
 
     def __post_init__(self) -> None:
         if self.model.path == "cosine" and self.train.loss == "velocity":
             raise ValueError('train.loss "velocity" is defined on model.path "flow" only; use "noise" or "data"')
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, every field written out."""
-        return asdict(self)
+        """Plain JSON values, every field written out but those that recipes did not have at first (`ADDED`)."""
+        value = {"model": plain_record(self.model), "train": plain_record(self.train)}
+        return value if self.start is None else {**value, "start": plain_record(self.start)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
@@ -179,10 +217,11 @@ class Recipe:
         Raises:
             ValueError: an unknown or missing field, or a value of the wrong type; the message names the field.
         """
-        _check_names("recipe", value, {"model", "train"})
+        _check_names("recipe", value, {"model", "train"}, {"start"})
         return cls(
             model=read_record(ModelConfig, value["model"], "model"),
             train=read_record(TrainConfig, value["train"], "train"),
+            start=read_record(StartWeights, value["start"], "start") if "start" in value else None,
         )
 
     def digest(self) -> str:
@@ -202,8 +241,18 @@ class Recipe:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# strict reading
+# plain values, strict reading
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def plain_record(record: ModelConfig | TrainConfig | StartWeights) -> dict[str, Any]:
+    """A record as plain JSON values, without the `ADDED` fields that have their default."""
+    unsaid = {
+        item.name
+        for item in fields(record)
+        if item.metadata.get("added") and getattr(record, item.name) == item.default
+    }
+    return {name: value for name, value in asdict(record).items() if name not in unsaid}
 
 
 def recipe_digest(value: Mapping[str, Any]) -> str:
@@ -221,9 +270,12 @@ def read_record(kind: type[_Record], value: Any, where: str) -> _Record:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be an object, got {type(value).__name__}")
     hints = get_type_hints(kind)
-    _check_names(where, value, {item.name for item in fields(kind)})
+    added = {item.name for item in fields(kind) if item.metadata.get("added")}
+    _check_names(where, value, {item.name for item in fields(kind)} - added, added)
     values: dict[str, Any] = {}
     for name, hint in hints.items():
+        if name not in value:
+            continue
         item = value[name]
         if hint is float and isinstance(item, int) and not isinstance(item, bool):
             item = float(item)
@@ -233,8 +285,8 @@ def read_record(kind: type[_Record], value: Any, where: str) -> _Record:
     return kind(**values)
 
 
-def _check_names(where: str, value: Mapping[str, Any], expected: set[str]) -> None:
-    unknown = sorted(set(value) - expected)
+def _check_names(where: str, value: Mapping[str, Any], expected: set[str], optional: Iterable[str] = ()) -> None:
+    unknown = sorted(set(value) - expected - set(optional))
     missing = sorted(expected - set(value))
     if unknown:
         raise ValueError(f"{where} has fields this version does not know: {', '.join(unknown)}")

@@ -9,32 +9,28 @@ whole checkpoint to the same bits as one that was never killed (on the same kind
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from paris_swarm.expert.checkpoint import (
-    CheckpointError,
     CheckpointState,
     checkpoint_folder,
-    load_weights,
     newest_whole,
     prune,
     read_state,
-    read_tensors,
     save_checkpoint,
     tensor_table,
 )
-from paris_swarm.expert.optim import Optimiser
+from paris_swarm.expert.devices import pick_device, pick_precision
+from paris_swarm.expert.processes import Alone, Processes
 from paris_swarm.expert.provenance import PRECISIONS, training_facts
+from paris_swarm.expert.step import GivenUp, StepSettings, TrainState, step_seed
 from paris_swarm.expert.task import Task
 
 KEPT_LOSSES = 200
@@ -47,20 +43,27 @@ KEPT_LOSSES = 200
 
 @dataclass(frozen=True)
 class StepReport:
-    """`step` of `steps` are done; `loss` and speed are means since the last report, `seconds` count from the start."""
+    """`step` of `steps` are done; `loss` and speed are means since the last report, `seconds` count from the start.
+
+    rate: the multiplier of all learning rates at the last step. by_time: the loss by `step.TIME_BINS` equal bins of t,
+    each (mean since the last report, rows); the mean is None where no row fell into the bin.
+    """
 
     step: int
     steps: int
     loss: float
     images_per_s: float
     seconds: float
+    rate: float = 1.0
+    by_time: tuple[tuple[float | None, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
     """A whole checkpoint lies in `folder`. `probe_loss` is that of its EMA weights; `parent` the root it grew from.
 
-    facts: what the manifest will say of its training (`provenance.training_facts`); empty for a reference run.
+    facts: what the manifest will say of its training (`provenance.training_facts`); empty for a reference run. seconds:
+    what probing and writing it took.
     """
 
     step: int
@@ -69,6 +72,7 @@ class CheckpointReport:
     probe_loss: float
     parent: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,10 @@ class TrainJob:
     resume: a checkpoint folder to start from unless the work folder has one at least as far (a successor's download);
     `parent` is then that checkpoint's root. until: the step to end at, None for the end of the schedule.
     checkpoint_every_s and checkpoint_every_steps: whichever comes first, None for never; the last step always has one.
-    keep: checkpoints left on disk. threads: torch threads of this process, None leaves them. precision:
-    "auto" is bf16 where the hardware multiplies it natively, else fp32; "fp64" keeps weights and optimiser in float64,
-    an audit's reference (audit.py). clock: seconds, monotonic.
+    keep: checkpoints left on disk. threads: torch threads of this process, None leaves them. precision: "auto" is the
+    recipe's, and where that is "any" bf16 if the hardware multiplies it natively, else fp32; "fp64" keeps weights and
+    optimiser in float64, an audit's reference (audit.py). settings: how this machine takes a step. processes: who
+    shares the work; those that are not the first yield reports of steps alone. clock: seconds, monotonic.
     """
 
     task: Task
@@ -128,119 +133,10 @@ class TrainJob:
     threads: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    settings: StepSettings = field(default_factory=StepSettings)
+    processes: Processes = field(default_factory=Alone)
     stop: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# devices, precision, randomness
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "mps" as a device.
-
-    Raises:
-        ValueError: not one of these, or not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
-    if name not in there:
-        raise ValueError(f"no device is called {name!r}; choose auto, cpu, cuda or mps")
-    if not there[name]:
-        raise ValueError(f"this machine, or this build of torch, has no {name}; choose auto or cpu")
-    return torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto", "fp32", "bf16" or "fp64" as a dtype. bf16 (of matrix products only) is emulated, slowly, on most CPUs.
-
-    Raises:
-        ValueError: not one of these.
-    """
-    if name == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return torch.bfloat16 if native else torch.float32
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-    if name not in known:
-        raise ValueError(f"no precision is called {name!r}; choose auto, fp32, bf16 or fp64")
-    return known[name]
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The 63-bit seed of one step's generator."""
-    digest = hashlib.blake2b(f"paris-swarm step {seed} {step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the run's state
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class TrainState:
-    """Everything a checkpoint holds: weights, their average, the optimiser, the step.
-
-    wide: all of it in float64. Batches and noise stay the float32 numbers they always are and are widened on their way
-    into the model, so a wide run takes the same steps with less rounding.
-    """
-
-    def __init__(self, task: Task, device: torch.device, *, wide: bool = False) -> None:
-        self.task = task
-        self.device = device
-        self.config = task.recipe.train
-        self.model = task.build_model().to(device)
-        self.ema = task.build_model().to(device).requires_grad_(False)
-        if wide:
-            for model in (self.model, self.ema):
-                model.to(torch.float64).register_forward_pre_hook(_widen)
-        self.optimiser = Optimiser(self.model, self.config)
-        self.step = 0
-        self._weights = list(self.model.parameters())
-        self._average = list(self.ema.parameters())
-
-    def take_step(self, precision: torch.dtype) -> Tensor:
-        """One optimiser step and one EMA update; gives the loss (a detached scalar on the device)."""
-        batch = self.task.batch(self.step).to(self.device)
-        generator = torch.Generator(self.device).manual_seed(step_seed(self.config.seed, self.step))
-        mixed: AbstractContextManager[object] = nullcontext()
-        if precision is torch.bfloat16:
-            mixed = torch.autocast(self.device.type, dtype=precision)
-        with mixed:
-            loss = self.task.loss(self.model, batch, generator)
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self._weights, self.config.grad_clip, foreach=True)
-        self.optimiser.step(self.config.rate(self.step))
-        decay = self.config.ema_decay(self.step)
-        with torch.no_grad():
-            torch._foreach_lerp_(self._average, self._weights, 1 - decay)
-        self.step += 1
-        return loss.detach()
-
-    def load(self, folder: Path) -> CheckpointState:
-        """Continues from a checkpoint folder.
-
-        Raises:
-            CheckpointError: not of this recipe, or damaged.
-        """
-        state = read_state(folder)
-        if state.recipe != self.task.recipe.digest():
-            raise CheckpointError(f"{folder} was trained with another recipe ({state.recipe[:12]}...)")
-        optimizer = read_tensors(folder / "optimizer.safetensors", self.optimiser.state())
-        load_weights(self.model, folder / "model.safetensors")
-        load_weights(self.ema, folder / "ema.safetensors")
-        self.optimiser.load(optimizer, state.step)
-        self.step = state.step
-        return state
-
-
-def _widen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(part.double() if part.dtype == torch.float32 else part for part in inputs)
 
 
 def checkpoint_tables(task: Task) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
@@ -270,20 +166,25 @@ def train(job: TrainJob) -> Iterator[Report]:
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    device = pick_device(job.device)
-    precision = pick_precision(job.precision, device)
-    state = TrainState(job.task, device, wide=precision is torch.float64)
+    processes = job.processes
+    device = processes.device(pick_device(job.device))
+    asked = job.task.recipe.train.precision if job.precision == "auto" else job.precision
+    precision = pick_precision("auto" if asked == "any" else asked, device)
+    state = TrainState(job.task, device, wide=precision is torch.float64, settings=job.settings, processes=processes)
     steps = state.config.steps
     end = steps if job.until is None else min(steps, job.until)
     losses: list[float] = []
     parent = job.parent
 
-    own, torn = newest_whole(job.work_dir)
+    with processes.first_then_others():  # the first sets damaged ones aside, the others then find none
+        own, torn = newest_whole(job.work_dir)
     yield from (TornReport(item.folder, item.reason) for item in torn)
     if own is not None and job.resume is not None and read_state(own).step < read_state(job.resume).step:
         own = None  # a successor that once trained this slot: what it fetched is further than what it left
     start = own or job.resume
-    if start is not None:
+    if start is None:
+        state.begin()
+    else:
         loaded = state.load(start)
         losses = list(loaded.losses)
         parent = loaded.parent if own is not None else job.parent
@@ -293,39 +194,52 @@ def train(job: TrainJob) -> Iterator[Report]:
     saved_step = state.step if own is not None else -1
     reported_step, pending = state.step, torch.zeros((), device=device)
     stopped = False
-    facts = training_facts(job.task, device, precision) if precision in PRECISIONS else {}
+    facts = training_facts(job.task, device, precision, state) if precision in PRECISIONS else {}
     while state.step < end:
-        stopped = job.stop()
+        (stopped,) = processes.agree([job.stop()])
         if stopped:
             break
-        pending = pending + state.take_step(precision)
+        try:
+            pending = pending + state.take_step(precision, give_up=job.stop)
+        except GivenUp:
+            stopped = True
+            break
         now = job.clock()
         final = state.step == end
-        if final or now - last_report >= job.report_every_s:
-            mean = float(pending) / (state.step - reported_step)
+        due = job.checkpoint_every_s is not None and now - last_save >= job.checkpoint_every_s
+        due = due or (job.checkpoint_every_steps is not None and state.step % job.checkpoint_every_steps == 0)
+        report, due = processes.agree([final or now - last_report >= job.report_every_s, due])
+        if report:
+            taken = state.step - reported_step
+            mean = float(processes.mean(pending)) / taken
             if not math.isfinite(mean):
                 raise TrainingDiverged(f"the loss is {mean} at step {state.step}")
             losses = [*losses, mean][-KEPT_LOSSES:]
-            speed = (state.step - reported_step) * state.config.batch / max(now - last_report, 1e-9)
-            yield StepReport(state.step, steps, mean, speed, now - begun)
+            speed = taken * state.config.batch / max(now - last_report, 1e-9)
+            rate = state.config.rate(state.step - 1)
+            yield StepReport(state.step, steps, mean, speed, now - begun, rate, _by_time(state))
             last_report, reported_step, pending = now, state.step, torch.zeros((), device=device)
-        due = job.checkpoint_every_s is not None and now - last_save >= job.checkpoint_every_s
-        due = due or (job.checkpoint_every_steps is not None and state.step % job.checkpoint_every_steps == 0)
         if due and not final:
-            yield _save(job, state, losses, parent, facts)
+            if processes.rank == 0:
+                yield _save(job, state, losses, parent, facts)
             last_save, saved_step = job.clock(), state.step
-    if saved_step != state.step:
-        report = _save(job, state, losses, parent, facts)
-        yield report
-        folder = report.folder
-    else:
-        folder = checkpoint_folder(job.work_dir, state.step)
-    yield DoneReport(state.step, steps, folder, stopped)
+    if saved_step != state.step and processes.rank == 0:
+        saved = _save(job, state, losses, parent, facts)
+        yield saved
+    yield DoneReport(state.step, steps, checkpoint_folder(job.work_dir, state.step), stopped)
+
+
+def _by_time(state: TrainState) -> tuple[tuple[float | None, int], ...]:
+    """The mean loss and the rows of each bin of t over all processes; counting starts anew."""
+    sums, rows = (state.processes.mean(state.time_losses) * state.processes.count).tolist()
+    state.time_losses.zero_()
+    return tuple((total / count if count else None, round(count)) for total, count in zip(sums, rows, strict=True))
 
 
 def _save(
     job: TrainJob, state: TrainState, losses: list[float], parent: str | None, facts: dict[str, Any]
 ) -> CheckpointReport:
+    begun = job.clock()
     probe_loss = job.task.probe(state.ema)
     if not math.isfinite(probe_loss):
         raise TrainingDiverged(f"the probe loss is {probe_loss} at step {state.step}")
@@ -346,7 +260,9 @@ def _save(
         optimizer=state.optimiser.state(),
     )
     prune(job.work_dir, job.keep)
-    return CheckpointReport(state.step, state.config.steps, folder, probe_loss, parent, facts)
+    return CheckpointReport(
+        state.step, state.config.steps, folder, probe_loss, parent, facts, seconds=job.clock() - begun
+    )
 
 
 __all__ = [
@@ -355,6 +271,7 @@ __all__ = [
     "Report",
     "ResumeReport",
     "StepReport",
+    "StepSettings",
     "TornReport",
     "TrainJob",
     "TrainState",

@@ -1,9 +1,9 @@
 """Is a peer's checkpoint what it claims: finite numbers, and a probe loss anyone can recompute.
 
-A probe set is one safetensors file of the plan: for every slot `pixels.<slot>` uint8 [n, H, W, 3], `states.<slot>`
-float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D], `null_length` int16 [1]. The plan pins
-the file's digest, the times and the seed of the noise, so two machines agree to rounding (measured in
-docs/results/bars-2026-11.md).
+A probe set is one safetensors file of the plan: for every slot `pixels.<slot>` uint8 [n, H, W, 3] (or latents,
+float16 [n, h, w, C]), `states.<slot>` float16 [n, L, D], `lengths.<slot>` int16 [n]; and `null_states` float16 [L, D],
+`null_length` int16 [1]. The plan pins the file's digest, the times and the seed of the noise, so two machines agree to
+rounding (measured in docs/results/bars-2026-11.md).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, scalar_predictor_loss, to_pixels, velocity_target
 from paris_swarm.expert.model import Expert, seeded
+from paris_swarm.expert.pretrained import untrained_expert
 from paris_swarm.expert.recipe import Recipe
 from paris_swarm.expert.rows import Rows, mask_of
 
@@ -101,7 +102,7 @@ def probe_set_bytes(
         "null_length": torch.tensor([null_length], dtype=torch.int16),
     }
     for slot, (pixels, states, lengths) in slots.items():
-        tensors[f"pixels.{slot}"] = torch.from_numpy(np.array(pixels, dtype=np.uint8))
+        tensors[f"pixels.{slot}"] = torch.from_numpy(np.array(pixels))
         tensors[f"states.{slot}"] = torch.from_numpy(np.array(states, dtype=np.float16))
         tensors[f"lengths.{slot}"] = torch.from_numpy(np.array(lengths, dtype=np.int16))
     return save(tensors)
@@ -137,11 +138,12 @@ def load_probe(path: Path, slot: str, seed: int, times: Sequence[float] = PROBE_
     except SafetensorError as error:
         raise ValueError(f"{path} is no readable probe set ({error}); fetch the plan's files again") from error
     sound = (
-        (pixels.dtype, states.dtype, null_states.dtype) == (torch.uint8, torch.float16, torch.float16)
+        pixels.dtype in (torch.uint8, torch.float16)
+        and (states.dtype, null_states.dtype) == (torch.float16, torch.float16)
         and (pixels.ndim, states.ndim, lengths.ndim, null_states.ndim, null_length.numel()) == (4, 3, 1, 2, 1)
         and len(pixels) == len(states) == len(lengths) > 0
         and states.shape[1:] == null_states.shape
-        and bool(torch.isfinite(states).all() and torch.isfinite(null_states).all())
+        and all(bool(torch.isfinite(tensor).all()) for tensor in (pixels, states, null_states))
     )
     if not sound:
         raise ValueError(f"{path} is no probe set: the tensors of slot {slot} do not fit together")
@@ -212,9 +214,15 @@ def probe_loss_of_file(recipe: Recipe, weights: Path, probe: Probe) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def resumable_bar(recipe: Recipe, probe: Probe) -> float:
-    """What a successor may continue from is better than this: the untrained weights of the recipe, less BAR_MARGIN."""
-    return (1 - BAR_MARGIN) * expert_probe_loss(seeded(Expert, recipe.model, recipe.train.seed), probe)
+def resumable_bar(recipe: Recipe, probe: Probe, start: Path | None = None) -> float:
+    """What a successor may continue from is better than this: the untrained weights of the recipe, less BAR_MARGIN.
+
+    start: the file of the start weights, where the recipe names any.
+
+    Raises:
+        StartRefused: they are not at hand, or other bytes.
+    """
+    return (1 - BAR_MARGIN) * expert_probe_loss(untrained_expert(recipe, start), probe)
 
 
 def assemblable_bar(rows: Rows, probe: Probe, seed: int, limit: int = 512) -> float:

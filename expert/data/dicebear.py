@@ -13,12 +13,14 @@ import io
 import json
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ LICENCE = "CC0 1.0"
 
 _CONTRAST = 110.0  # two named colours side by side are at least this far apart in RGB, so both can be seen
 _BATCH = 64  # images a worker process draws at a time
+_AHEAD = 4  # batches for each worker that may be drawn before they are asked for
 
 
 @dataclass(frozen=True)
@@ -281,14 +284,17 @@ class DiceBearSource:
             "palette": {name: list(rgb) for name, rgb in PALETTE.items()},
         }
 
+    def fingerprint(self) -> str:
+        return ""
+
     def total(self) -> int:
         return self._count
 
-    def items(self) -> Generator[Captioned | Skipped, None, None]:
-        jobs = [
-            (self._families, self._seed, self._resolution, start, min(start + _BATCH, self._count))
-            for start in range(0, self._count, _BATCH)
-        ]
+    def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
+        jobs = (
+            (self._families, self._seed, self._resolution, first, min(first + _BATCH, self._count))
+            for first in range(start, self._count, _BATCH)
+        )
         if self._workers == 1:
             for job in jobs:
                 yield from _draw_batch(job)
@@ -302,8 +308,10 @@ class DiceBearSource:
             initargs=(signal.SIGINT, signal.SIG_DFL),
         )
         try:
-            for batch in pool.map(_draw_batch, jobs):
-                yield from batch
+            ahead = deque(pool.submit(_draw_batch, job) for job in islice(jobs, _AHEAD * self._workers))
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(pool.submit(_draw_batch, job) for job in islice(jobs, 1))
         except BrokenProcessPool as error:
             raise PrepareError("a drawing process was killed, perhaps for want of memory: use fewer workers") from error
         finally:

@@ -1,7 +1,8 @@
-"""The two frozen encoders of a plan: captions to token states, images to features.
+"""The frozen encoders of a plan behind three interfaces: captions to states, pictures to features and to latents.
 
-Both ship inside ordinary Python packages and are used only when their bytes have the digest pinned here, so that every
-peer conditions and clusters on the same numbers. Nothing is ever downloaded.
+The two defaults ship inside ordinary Python packages and are used only when their bytes have the digest pinned here, so
+that every peer conditions and clusters on the same numbers; nothing is downloaded for them. Others are published
+weights, by folder or hub name (published.py), whose digest the plan pins.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from paris_swarm.expert.data.weights_folder import EncoderError
+
+if TYPE_CHECKING:
+    from paris_swarm.expert.data.published import KLLatents
+
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-class EncoderError(ValueError):
-    """An encoder's package is not installed, or its files are not the ones this release was built with."""
+MINILM, EFFICIENTNET = "minilm", "efficientnet-lite0"
+"""What the two defaults are called on the command line."""
 
 
 class TextEncoder(Protocol):
@@ -53,6 +57,20 @@ class FeatureEncoder(Protocol):
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """float32 [b, F] from uint8 [b, H, W, 3]."""
+
+
+class LatentEncoder(Protocol):
+    """Pictures to latents at unit scale. ``factor``: pixels along a latent cell; ``scale``, ``shift``: its units."""
+
+    name: str
+    digest: str
+    channels: int
+    factor: int
+    scale: float
+    shift: float
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """float16 [b, h, w, C] from uint8 [b, H, W, 3]."""
 
 
 class MiniLMTextEncoder:
@@ -204,5 +222,41 @@ def _pinned_bytes(path: Path, sha256: str) -> bytes:
 
 
 def encoder_record(encoder: Any, **extra: Any) -> dict[str, Any]:
-    """How a manifest or a plan names an encoder: {"name", "digest", "dim", ...}."""
-    return {"name": encoder.name, "digest": encoder.digest, "dim": encoder.dim, **extra}
+    """How a manifest or a plan names an encoder: {"name", "digest", ...} and, where it came from a hub, "from"."""
+    record = {"name": encoder.name, "digest": encoder.digest, **extra}
+    if getattr(encoder, "padded", False):
+        record["padded"] = True
+    if getattr(encoder, "origin", None):
+        record["from"] = encoder.origin
+    return record
+
+
+def named_text_encoder(place: str | Path | None, *, device: str = "cpu") -> TextEncoder:
+    """The text encoder that a person names: MINILM (or None), else the folder or hub name of a CLIPTextModel.
+
+    Raises EncoderError.
+    """
+    if place is None or str(place) == MINILM:
+        return MiniLMTextEncoder()
+    from paris_swarm.expert.data.published import CLIPTextEncoder
+
+    return CLIPTextEncoder(place, device=device)
+
+
+def named_feature_encoder(place: str | Path | None, *, device: str = "cpu") -> FeatureEncoder:
+    """The image encoder that a person names: EFFICIENTNET (or None), else the folder or hub name of a Dinov2Model.
+
+    Raises EncoderError.
+    """
+    if place is None or str(place) == EFFICIENTNET:
+        return EfficientNetLite0()
+    from paris_swarm.expert.data.published import DINOv2Features
+
+    return DINOv2Features(place, device=device)
+
+
+def named_vae(place: str | Path, *, device: str = "cpu") -> KLLatents:
+    """The AutoencoderKL in a folder or of a hub name. Raises EncoderError."""
+    from paris_swarm.expert.data.published import KLLatents
+
+    return KLLatents(place, device=device)

@@ -1,38 +1,39 @@
 """A person's own images: a folder in Hugging Face ImageFolder form.
 
 The folder holds ``metadata.jsonl`` (one ``{"file_name": ..., "text": ...}`` a line) or ``metadata.csv`` (a header with
-``file_name`` and ``text``), UTF-8. Whatever cannot be used is named with its reason: skipped and counted, or refused
-when ``strict``. A picture is never half used.
+``file_name`` and ``text``), UTF-8. The metadata is read line by line, never whole. Whatever cannot be used is named
+with its reason; a picture is never half used.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, captioned, first_line
-from paris_swarm.expert.data.shards import row_digest
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
+from blake3 import blake3
+
+from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, SeenNumbers, captioned, first_line
+from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-MAX_METADATA_BYTES = 1 << 30
+MAX_LINE_BYTES = 1 << 20
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
 
 class ImageFolderSource:
     """The captioned images of ``folder`` at ``resolution`` pixels, centre-cropped, in the metadata's order.
 
-    ``count`` stops after that many usable images. Raises PrepareError: no folder, no metadata or two, unreadable
-    metadata, and with ``strict`` the first file that would be skipped.
+    Image files that the metadata does not name come behind them as skipped items. Raises PrepareError: no folder, no
+    metadata or two, metadata that is not UTF-8 or no CSV.
     """
 
-    def __init__(self, folder: str | Path, *, resolution: int, count: int | None = None, strict: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, resolution: int) -> None:
         self._folder = Path(folder)
-        self._resolution, self._count, self._strict = resolution, count, strict
+        self._resolution = resolution
         if not self._folder.is_dir():
             raise PrepareError(
                 f"{folder} is not a folder with images: give 'dicebear', a folder with images and metadata.jsonl, "
@@ -46,109 +47,118 @@ class ImageFolderSource:
             )
         if len(found) > 1:
             raise PrepareError(f"{folder} has both {found[0]} and {found[1]}: keep one of them")
-        self._metadata = found[0]
-        self._lines = list(_read_metadata(self._folder / self._metadata))
-        named = {line["file_name"] for line in self._lines if isinstance(line, dict)}
-        self._unnamed = sorted(
-            path.relative_to(self._folder).as_posix()
-            for path in self._folder.rglob("*")
-            if path.suffix.lower() in _SUFFIXES and path.is_file()
-        )
-        self._unnamed = [name for name in self._unnamed if name not in named]
+        self._metadata = self._folder / found[0]
+        self._lines, named = 0, SeenNumbers()
+        for entry in _read_metadata(self._metadata):
+            self._lines += 1
+            if isinstance(entry, dict):
+                named.add(_number(entry["file_name"]))
+        self._unnamed = sorted(name for name in _image_files(self._folder) if _number(name) not in named)
 
     def describe(self) -> dict[str, Any]:
         return {
-            "source": {"kind": "imagefolder", "metadata": self._metadata},
+            "source": {"kind": "imagefolder", "metadata": self._metadata.name},
             "licences": [{"what": "the images of the folder", "name": "not stated"}],
         }
 
+    def fingerprint(self) -> str:
+        return files_fingerprint([self._metadata])
+
     def total(self) -> int:
-        return len(self._lines) + len(self._unnamed) if self._count is None else min(self._count, len(self._lines))
+        return self._lines + len(self._unnamed)
 
-    def items(self) -> Generator[Captioned | Skipped, None, None]:
-        taken: set[str] = set()
-        seen: dict[bytes, str] = {}
-        usable = 0
-        for line in self._lines:
-            item = line if isinstance(line, Skipped) else self._item(line["file_name"], line["text"], taken, seen)
-            usable += isinstance(item, Captioned)
-            yield self._allowed(item)
-            if usable == self._count:
-                return
-        for name in self._unnamed:
-            yield self._allowed(Skipped(name, f"has no line in {self._metadata}, so no caption"))
+    def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
+        taken = SeenNumbers()
+        for number, line in enumerate(_read_metadata(self._metadata)):
+            again = isinstance(line, dict) and not taken.add(_number(line["file_name"]))
+            if number < start:
+                continue
+            if isinstance(line, Skipped):
+                yield line
+            elif again:
+                yield Skipped(line["file_name"], f"is named twice in {self._metadata.name}")
+            else:
+                yield self._item(line["file_name"], line["text"])
+        for name in self._unnamed[max(0, start - self._lines) :]:
+            yield Skipped(name, f"has no line in {self._metadata.name}, so no caption")
 
-    def _allowed(self, item: Captioned | Skipped) -> Captioned | Skipped:
-        if self._strict and isinstance(item, Skipped):
-            raise PrepareError(f"{self._folder / item.file}: {item.why}; repair it, or run without --strict to skip it")
-        return item
-
-    def _item(self, name: str, text: str, taken: set[str], seen: dict[bytes, str]) -> Captioned | Skipped:
-        if name in taken:
-            return Skipped(name, f"is named twice in {self._metadata}")
-        taken.add(name)
+    def _item(self, name: str, text: str) -> Captioned | Skipped:
         path = self._folder / name
         if why := _outside(name) or _unusable(path, self._folder):
             return Skipped(name, why)
-        item = captioned(name, path, text, self._resolution)
-        if isinstance(item, Skipped):
-            return item
-        digest = row_digest(item.pixels, item.record["text"]).tobytes()
-        if digest in seen:
-            return Skipped(name, f"is the same picture with the same caption as {seen[digest]}")
-        seen[digest] = name
-        return item
+        return captioned(name, path, text, self._resolution)
+
+
+def _number(name: str) -> bytes:
+    """What `SeenNumbers` remembers of a file name."""
+    return blake3(name.encode("utf-8", "surrogatepass")).digest(length=8)
+
+
+def _image_files(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Relative paths of everything below that looks like an image file; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _image_files(folder / entry.name, f"{prefix}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file():
+                yield f"{prefix}{entry.name}"
 
 
 def _read_metadata(path: Path) -> Iterator[dict[str, str] | Skipped]:
     """Every entry of the metadata file, or why a line is no entry. Raises PrepareError when it is unreadable whole."""
-    if path.stat().st_size > MAX_METADATA_BYTES:
-        raise PrepareError(
-            f"{path} is larger than {MAX_METADATA_BYTES >> 30} GiB: split the images into several folders"
-        )
     try:
-        content = path.read_bytes().decode("utf-8-sig")  # some editors put a byte order mark in front
+        for number, entry in _jsonl_entries(path) if path.suffix == ".jsonl" else _csv_entries(path):
+            where = f"{path.name} line {number}"
+            if isinstance(entry, str):
+                yield Skipped(where, entry)
+            elif not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip():
+                yield Skipped(where, "has no file_name")
+            elif not isinstance(entry.get("text"), str | None):
+                yield Skipped(where, "has a text that is not a string")
+            else:
+                yield {"file_name": entry["file_name"], "text": entry.get("text") or ""}
     except UnicodeDecodeError as error:
-        raise PrepareError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise PrepareError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     except OSError as error:
         raise PrepareError(f"{path} cannot be read: {error.strerror}") from error
-    entries = _jsonl_entries(content) if path.suffix == ".jsonl" else _csv_entries(content, path)
-    for number, entry in entries:
-        where = f"{path.name} line {number}"
-        if isinstance(entry, str):
-            yield Skipped(where, entry)
-        elif not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip():
-            yield Skipped(where, "has no file_name")
-        elif not isinstance(entry.get("text"), str | None):
-            yield Skipped(where, "has a text that is not a string")
-        else:
-            yield {"file_name": entry["file_name"], "text": entry.get("text") or ""}
 
 
-def _jsonl_entries(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
+def _jsonl_entries(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open(path, "rb") as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # some editors put a byte order mark in front
+            if len(line) > MAX_LINE_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE_BYTES + 1)
+                yield number, f"is longer than {MAX_LINE_BYTES >> 20} MiB"
+                continue
+            text = line.decode("utf-8")
+            if not text.strip():
+                continue
+            try:
+                entry = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                yield number, f"is not JSON ({first_line(error)})"
+                continue
+            yield number, entry if isinstance(entry, dict) else "is not a JSON object"
+
+
+def _csv_entries(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"is not JSON ({first_line(error)})"
-            continue
-        yield number, entry if isinstance(entry, dict) else "is not a JSON object"
-
-
-def _csv_entries(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""))
-    try:
-        header = reader.fieldnames or []
-        if not {"file_name", "text"} <= set(header):
-            raise PrepareError(
-                f"{path} must begin with a header line that names file_name and text; it has {list(header)}"
-            )
-        for row in reader:
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise PrepareError(f"{path} line {reader.line_num} is not CSV: {error}") from error
+            header = reader.fieldnames or []
+            if not {"file_name", "text"} <= set(header):
+                raise PrepareError(
+                    f"{path} must begin with a header line that names file_name and text; it has {list(header)}"
+                )
+            for row in reader:
+                yield reader.line_num, dict(row)
+        except csv.Error as error:
+            raise PrepareError(f"{path} line {reader.line_num} is not CSV: {error}") from error
 
 
 def _outside(name: str) -> str | None:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from paris_swarm.expert.data.shards import row_digest
 from paris_swarm.expert.data.sources import Captioned, Skipped
 
 MAX_IMAGE_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000
 """A larger picture is skipped before it is decoded: a few kilobytes can unpack to gigabytes."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI")
+"""What is decoded, whatever a file is called. Pillow knows more, and starts Ghostscript for PostScript."""
 
 # Everything Pillow's decoders raise on damaged input, as seen by feeding them damaged input.
 BROKEN = (
@@ -30,24 +32,27 @@ BROKEN = (
 _RECENT = 1 << 16
 
 
-class SeenRows:
-    """Which (picture, caption) pairs came before: 8 bytes a row, so eleven million rows take 90 MB.
+class SeenNumbers:
+    """Which of many 64-bit digests came before: 8 bytes each, so eleven million take 90 MB.
 
-    Two different rows are taken for one with a probability of about n^2 / 2^65, 3e-6 for eleven million.
+    Two different things are taken for one with a probability of about n^2 / 2^65, 3e-6 for eleven million.
     """
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, dtype=np.uint64)
         self._recent: set[int] = set()
 
-    def add(self, digest: np.ndarray) -> bool:
-        """Remember a row digest, uint8 [16]; False when it was here before."""
-        value = int.from_bytes(digest[:8].tobytes(), "big")
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a digest (its first 8 bytes) was added before."""
+        value = int.from_bytes(digest[:8], "big")
         place = int(np.searchsorted(self._sorted, np.uint64(value)))
-        known = place < len(self._sorted) and int(self._sorted[place]) == value
-        if known or value in self._recent:
+        return value in self._recent or (place < len(self._sorted) and int(self._sorted[place]) == value)
+
+    def add(self, digest: bytes) -> bool:
+        """Remember a digest by its first 8 bytes; False when it was here before."""
+        if digest in self:
             return False
-        self._recent.add(value)
+        self._recent.add(int.from_bytes(digest[:8], "big"))
         if len(self._recent) >= _RECENT:
             fresh = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
             self._sorted = np.sort(np.concatenate([self._sorted, fresh]))
@@ -79,13 +84,6 @@ def captioned(name: str, image: Path | bytes, text: str | None, resolution: int)
     return Captioned(pixels, {"text": cleaned, "file": name})
 
 
-def unseen(item: Captioned, seen: SeenRows) -> Captioned | Skipped:
-    """The item itself, or why not when the same picture with the same caption came before."""
-    if seen.add(row_digest(item.pixels, item.record["text"])):
-        return item
-    return Skipped(item.record["file"], "is the same picture with the same caption as one before it")
-
-
 def decode(image: Path | bytes, resolution: int) -> np.ndarray:
     """uint8 [resolution, resolution, 3]: upright, on white where it is transparent, centre-cropped, Lanczos.
 
@@ -93,10 +91,12 @@ def decode(image: Path | bytes, resolution: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own size warning; MAX_PIXELS decides
         try:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise ValueError(f"{opened.width} x {opened.height} pixels is too large")
                 opened.load()

@@ -1,77 +1,92 @@
 """``prepare``: captioned images in, the shard folder of ``expert/data/shards.py`` out.
 
-The same input gives the same bytes, whatever the number of workers. The folder appears whole or not at all: everything
-is written to a temporary folder beside it, which is renamed at the end.
+The same input gives the same bytes, whatever the number of workers and however often the run was killed and started
+again: a shard is a function of its range of the source's items alone. Memory does not grow with the number of rows but
+by a few bytes each. The folder appears whole or not at all (unfinished.py); parts of it can be made apart (parts.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from paris_swarm.dht_schemas.digest import digest_file
-from paris_swarm.dht_schemas.files import atomic_write_json
 from paris_swarm.expert.data import shards
 from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES, DiceBearSource
 from paris_swarm.expert.data.encoders import (
-    EfficientNetLite0,
     FeatureEncoder,
-    MiniLMTextEncoder,
+    LatentEncoder,
     TextEncoder,
     encoder_record,
+    named_feature_encoder,
+    named_text_encoder,
 )
 from paris_swarm.expert.data.imagefolder import METADATA, ImageFolderSource
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, Source
+from paris_swarm.expert.data.published import THUMBNAIL
+from paris_swarm.expert.data.shard_maker import Encoders, OnlyRows, Progress, ShardMaker
+from paris_swarm.expert.data.sources import PrepareError, Skipped, Source
 from paris_swarm.expert.data.tables import TableSource, is_saved_dataset, parquet_files
 from paris_swarm.expert.data.tars import TarSource, tar_files
+from paris_swarm.expert.data.unfinished import ShardRecord, UnfinishedFolder, file_entry, recover
 
 DICEBEAR = "dicebear"
 DEFAULT_COUNT = 4096
 MAX_RESOLUTION = 1024
-
-Progress = Callable[[str, int, int], None]
-"""Called as (stage, done, total); stages are "images", "captions", "features", "files"."""
-
-_TEXTS = 64  # captions an encoding task takes; part of what makes the bytes the same everywhere
-_IMAGES = 256
-_KNOWN_TEXTS = 16384  # captions whose states are kept for the next shard
+MAX_NAMED = 1000
+"""So many skipped rows are named in a manifest; all are counted."""
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What ``prepare`` did. ``seconds`` holds each stage's time, ``skipped`` every file left out with its reason."""
+    """What ``prepare`` did. ``skipped`` names the first MAX_NAMED of ``skipped_count`` rows that were left out.
+
+    ``seconds`` holds each stage's time in this process; ``resumed`` how many shards an earlier run had finished;
+    ``unfinished`` the folders of other runs for the same output that never ended.
+    """
 
     folder: Path
     count: int
     resolution: int
     skipped: tuple[Skipped, ...]
+    skipped_count: int
     text_tokens: int
-    distinct_captions: int
     bytes: int
     seconds: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
+    unfinished: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class OnlyRows:
-    """Which rows to keep, judged by their features before anything is written about them.
+class Part:
+    """Part ``index`` of ``of``, from 1: a run of neighbouring shards of the whole."""
 
-    keeps: features float32 [b, F] -> bool [b]; note: what the manifest says about it, under "kept".
-    """
+    index: int
+    of: int
 
-    keeps: Callable[[np.ndarray], np.ndarray]
-    note: dict[str, Any]
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.of:
+            raise PrepareError(f"part {self.index} of {self.of}: parts are numbered from 1")
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """A part from "3/8". Raises PrepareError."""
+        index, slash, of = text.partition("/")
+        if not slash or not (index.isdecimal() and of.isdecimal()):
+            raise PrepareError(f"--part {text}: say which of how many, for example 3/8")
+        return cls(int(index), int(of))
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"part-{self.index:05d}-of-{self.of:05d}"
+
+    def shards(self, of_all: int) -> tuple[int, int]:
+        """Its first shard, and the first one behind it."""
+        return of_all * (self.index - 1) // self.of, of_all * self.index // self.of
 
 
 def prepare(
@@ -88,18 +103,22 @@ def prepare(
     workers: int = 1,
     text_encoder: TextEncoder | None = None,
     feature_encoder: FeatureEncoder | None = None,
+    vae: LatentEncoder | None = None,
     shard_rows: int = shards.SHARD_ROWS,
     only: OnlyRows | None = None,
+    part: Part | None = None,
     on_progress: Progress | None = None,
 ) -> PrepareReport:
-    """Write the images of ``source`` to the folder ``out``.
+    """Write the images of ``source`` to the folder ``out``; a run that was killed goes on where it was.
 
     ``source``: "dicebear"; a folder in ImageFolder form; parquet files or a folder saved by `datasets`, whose columns
     may be named; or webdataset tars. ``count`` defaults to 4096 drawn images, or to all there are. ``seed`` and
     ``families`` are for "dicebear"; ``strict`` refuses a source with a row that would be skipped. ``workers``
     processes draw and as many threads encode (with more than one, call from under ``if __name__ == "__main__"``). A
-    previous output of ``prepare`` at ``out`` is replaced, anything else there is refused. ``only`` keeps some rows:
-    what is not kept costs its decoding and its features, and leaves nothing on disk.
+    previous output of ``prepare`` at ``out`` is replaced, anything else there is refused. With ``vae`` rows hold
+    latents of pictures of ``resolution`` pixels. A shard takes ``shard_rows`` items. ``only`` keeps some rows: what is
+    not kept costs its decoding and its features, and leaves nothing on disk. With ``part`` only that part is made, in
+    the folder `Part.folder` of ``out``; `parts.merge` joins them.
 
     Raises PrepareError (what is wrong with the source, an argument or ``out``), EncoderError (an encoder is not
     installed or not the pinned one), OSError (no space, no permission).
@@ -110,41 +129,66 @@ def prepare(
         raise PrepareError(f"count must be at least 1, got {count}")
     if shard_rows < 1 or workers < 1:
         raise PrepareError(f"shard_rows and workers must be at least 1, got {shard_rows} and {workers}")
-    out = Path(out)
-    _check_out(out)
+    if vae is not None and resolution % vae.factor:
+        raise PrepareError(f"resolution must be a multiple of {vae.factor} with this VAE, got {resolution}")
+    out = Path(out) / part.folder if part is not None else Path(out)
+    recover(out)
+    check_out(out)
     images: Source
     if str(source) == DICEBEAR:
         images = DiceBearSource(
             count=count or DEFAULT_COUNT, resolution=resolution, seed=seed, families=families, workers=workers
         )
+        count = None
     else:
-        images = own_images(
-            Path(source),
-            resolution=resolution,
-            count=count,
-            strict=strict,
-            image_column=image_column,
-            text_column=text_column,
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", suffix=".tmp", dir=out.parent))
+        images = own_images(Path(source), resolution=resolution, image_column=image_column, text_column=text_column)
+    if count is not None and part is not None:
+        raise PrepareError("a part cannot know how many rows the others keep: leave the count out, or prepare it whole")
+    encoders = Encoders(text_encoder or named_text_encoder(None), feature_encoder or named_feature_encoder(None), vae)
+    run = _Run(images, encoders, resolution, shard_rows, only, part, images.total())
+    settings = run.manifest_facts() | {
+        "place": str(source) if str(source) == DICEBEAR else str(Path(source).resolve()),
+        "fingerprint": images.fingerprint(),
+        "count": count,
+        "strict": strict,
+        "part": None if part is None else [part.index, part.of],
+    }
+    unfinished = UnfinishedFolder(out, settings)
+    others = tuple(unfinished.others())
+    resumed = len(unfinished.records)
+    seconds: dict[str, float] = {}
     try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would follow the folder to its final name
-        work = _Preparation(folder, images, resolution, shard_rows, workers, on_progress or _silent, only)
-        report = work.run(text_encoder, feature_encoder)
-        _put_in_place(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not unfinished.whole:
+            maker = ShardMaker(unfinished.path, encoders, only, strict=strict, workers=workers)
+            run.make(maker, unfinished, count, on_progress or _silent)
+            seconds = maker.seconds
+        check_out(out)  # again: the run may have taken days
+        unfinished.put_in_place()
+    except PrepareError:
+        if unfinished.records and not sum(record.rows for record in unfinished.records):
+            unfinished.discard()
         raise
-    return PrepareReport(folder=out, **report)
+    finally:
+        unfinished.leave()
+    manifest = json.loads((out / shards.MANIFEST).read_text("utf-8"))
+    return PrepareReport(
+        folder=out,
+        count=manifest["count"],
+        resolution=resolution,
+        skipped=tuple(Skipped(item["file"], item["why"]) for item in manifest["skipped"]),
+        skipped_count=manifest["skipped_count"],
+        text_tokens=manifest["text"]["tokens"],
+        bytes=sum(entry["length"] for entry in manifest["files"]),
+        seconds=seconds,
+        resumed=resumed,
+        unfinished=others,
+    )
 
 
 def own_images(
     place: Path,
     *,
     resolution: int,
-    count: int | None = None,
-    strict: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,
 ) -> Source:
@@ -157,194 +201,121 @@ def own_images(
     if any((place / name).is_file() for name in METADATA) or not (table or tar_files(place)):
         if named:
             raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
-        return ImageFolderSource(place, resolution=resolution, count=count, strict=strict)
+        return ImageFolderSource(place, resolution=resolution)
     if table:
-        return TableSource(
-            place,
-            resolution=resolution,
-            count=count,
-            strict=strict,
-            image_column=image_column,
-            text_column=text_column,
-        )
+        return TableSource(place, resolution=resolution, image_column=image_column, text_column=text_column)
     if named:
         raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
-    return TarSource(place, resolution=resolution, count=count, strict=strict)
+    return TarSource(place, resolution=resolution)
 
 
-class _Preparation:
-    """One run: images, then captions, then features, then the manifest, each stage shard by shard."""
+@dataclass(frozen=True)
+class _Run:
+    """Which shards are made of which items, and what the manifest says of them."""
 
-    def __init__(
+    source: Source
+    encoders: Encoders
+    resolution: int
+    shard_rows: int
+    only: OnlyRows | None
+    part: Part | None
+    total: int
+
+    def make(
         self,
-        folder: Path,
-        source: Source,
-        resolution: int,
-        shard_rows: int,
-        workers: int,
-        progress: Progress,
-        only: OnlyRows | None,
+        maker: ShardMaker,
+        folder: UnfinishedFolder,
+        count: int | None,
+        on_progress: Callable[[str, int, int], None],
     ) -> None:
-        self._folder, self._source, self._resolution = folder, source, resolution
-        self._shard_rows, self._workers, self._progress, self._only = shard_rows, workers, progress, only
-        self._looked_at = 0
-        self._texts: list[str] = []
-        self._skipped: list[Skipped] = []
-        self._seconds: dict[str, float] = {}
-
-    def run(self, text_encoder: TextEncoder | None, feature_encoder: FeatureEncoder | None) -> dict[str, Any]:
-        with self._timed("images"):
-            if self._only is not None:
-                feature_encoder = feature_encoder or EfficientNetLite0()
-            self._images(feature_encoder)
-        if self._only is not None and self._looked_at and not self._texts:
-            raise PrepareError(f"none of the {self._looked_at} usable images is one of those to keep")
-        if not self._texts:
-            reasons = "; ".join(f"{item.file} {item.why}" for item in self._skipped[:3])
-            raise PrepareError(f"no usable image: {len(self._skipped)} skipped ({reasons or 'the source is empty'})")
-        with _one_torch_thread_each(self._workers) as pool:
-            with self._timed("captions"):
-                text_encoder = text_encoder or MiniLMTextEncoder()
-                tokens, null_length = self._captions(text_encoder, pool)
-            with self._timed("features"):
-                feature_encoder = feature_encoder or EfficientNetLite0()
-                self._features(feature_encoder, pool)
-        with self._timed("files"):
-            size = self._manifest(text_encoder, feature_encoder, tokens, null_length)
-        return {
-            "count": len(self._texts),
-            "resolution": self._resolution,
-            "skipped": tuple(self._skipped),
-            "text_tokens": tokens,
-            "distinct_captions": len(set(self._texts)),
-            "bytes": size,
-            "seconds": self._seconds,
-        }
-
-    def _images(self, encoder: FeatureEncoder | None) -> None:
-        total = self._source.total()
-        rows: list[Captioned] = []
-        waiting: list[Captioned] = []
-        with closing(self._source.items()) as items:
-            for number, item in enumerate(items, start=1):
-                if isinstance(item, Skipped):
-                    self._skipped.append(item)
-                elif self._only is None or encoder is None:
-                    rows.append(item)
-                else:
-                    waiting.append(item)
-                    if len(waiting) == _IMAGES:
-                        rows += self._kept(waiting, encoder, self._only)
-                        waiting = []
-                while len(rows) >= self._shard_rows:
-                    self._write_images(rows[: self._shard_rows])
-                    rows = rows[self._shard_rows :]
-                self._progress("images", number, max(total, number))
-        if waiting and encoder is not None and self._only is not None:
-            rows += self._kept(waiting, encoder, self._only)
-        for start in range(0, len(rows), self._shard_rows):
-            self._write_images(rows[start : start + self._shard_rows])
-
-    def _kept(self, waiting: list[Captioned], encoder: FeatureEncoder, only: OnlyRows) -> list[Captioned]:
-        self._looked_at += len(waiting)
-        keeps = only.keeps(encoder.encode(np.stack([item.pixels for item in waiting])))
-        return [item for item, keep in zip(waiting, keeps.tolist(), strict=True) if keep]
-
-    def _write_images(self, rows: list[Captioned]) -> None:
-        index = len(self._texts) // self._shard_rows
-        texts = [row.record["text"] for row in rows]
-        digests = [shards.row_digest(row.pixels, text) for row, text in zip(rows, texts, strict=True)]
-        shards.write_rows(self._folder, "pixels", index, np.stack([row.pixels for row in rows]))
-        shards.write_rows(self._folder, "digests", index, np.stack(digests))
-        shards.write_captions(self._folder, index, (row.record for row in rows))
-        self._texts.extend(texts)
-
-    def _captions(self, encoder: TextEncoder, pool: ThreadPoolExecutor) -> tuple[int, int]:
-        distinct = list(dict.fromkeys(self._texts))
-        lengths = dict(zip(distinct, encoder.lengths(distinct).tolist(), strict=True))
-        null_states, null_lengths = encoder.encode([""])
-        tokens = max(max(lengths.values()), null_states.shape[1])
-        null_states, null_lengths = encoder.encode([""], tokens)
-        shards.write_array(self._folder / shards.NULL_STATES, null_states[0])
-        known: dict[str, np.ndarray] = {}
-        done = 0
-        for index, start in enumerate(range(0, len(self._texts), self._shard_rows)):
-            texts = self._texts[start : start + self._shard_rows]
-            fresh = sorted({text for text in texts if text not in known}, key=lambda text: (lengths[text], text))
-            parts = [fresh[place : place + _TEXTS] for place in range(0, len(fresh), _TEXTS)]
-            if len(known) + len(fresh) > _KNOWN_TEXTS:
-                known = {text: known[text] for text in set(texts) & known.keys()}
-            encoded = pool.map(lambda part: encoder.encode(part, tokens), parts)
-            for part, (states, _) in zip(parts, encoded, strict=True):
-                known.update(zip(part, states, strict=True))
-                done += len(part)
-                self._progress("captions", min(done, len(distinct)), len(distinct))
-            shards.write_rows(self._folder, "states", index, np.stack([known[text] for text in texts]))
-            shards.write_rows(self._folder, "lengths", index, np.array([lengths[text] for text in texts]))
-        return tokens, int(null_lengths[0])
-
-    def _features(self, encoder: FeatureEncoder, pool: ThreadPoolExecutor) -> None:
-        done = 0
-        for index, _ in enumerate(range(0, len(self._texts), self._shard_rows)):
-            pixels = np.load(self._folder / shards.shard_name("pixels", index), mmap_mode="r", allow_pickle=False)
-            parts = [pixels[place : place + _IMAGES] for place in range(0, len(pixels), _IMAGES)]
-            features = []
-            for part in pool.map(encoder.encode, parts):
-                features.append(part)
-                done += len(part)
-                self._progress("features", done, len(self._texts))
-            shards.write_rows(self._folder, "features", index, np.concatenate(features))
-
-    def _manifest(
-        self, text_encoder: TextEncoder, feature_encoder: FeatureEncoder, tokens: int, null_length: int
-    ) -> int:
-        paths = sorted(self._folder.iterdir())
-        entries = []
-        for number, path in enumerate(paths, start=1):
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
-            entries.append({"name": path.name, "length": path.stat().st_size, "digest": digest_file(path)})
-            self._progress("files", number, len(paths))
-        manifest = {
-            "version": shards.VERSION,
-            "count": len(self._texts),
-            "resolution": self._resolution,
-            "channels": 3,
-            "shard_rows": self._shard_rows,
-            "text": encoder_record(text_encoder, tokens=tokens),
-            "features": encoder_record(feature_encoder, size=feature_encoder.size),
+        """Make the shards that are missing, then the manifest."""
+        first, behind = 0, -(-self.total // self.shard_rows)
+        if self.part is not None:
+            first, behind = self.part.shards(behind)
+        end = min(behind * self.shard_rows, self.total)
+        begun = len(folder.records)
+        maker.remember(folder.path, folder.records)
+        usable = sum(record.usable for record in folder.records)
+        null = folder.path / shards.NULL_STATES
+        null_length = maker.write_null(null)
+        if not (begun and folder.records[-1].last):
+            with maker.reading(self.source, start=(first + begun) * self.shard_rows) as items:
+                for number in range(begun, behind - first):
+                    start = (first + number) * self.shard_rows
+                    size = min(self.shard_rows, end - start)
+                    progress = _within(
+                        on_progress, start - first * self.shard_rows, end - first * self.shard_rows, count
+                    )
+                    record = maker.make(number, items, size, None if count is None else count - usable, progress)
+                    usable += record.usable
+                    folder.commit(record)
+                    if record.last:
+                        break
+        records = folder.records
+        rows = sum(record.rows for record in records)
+        if not rows and self.part is None:
+            self._refuse_nothing(records)
+        entries = sorted(
+            [file_entry(null), *chain.from_iterable(record.files for record in records)],
+            key=lambda entry: entry["name"],
+        )
+        named = [(record.number, item) for record in records for item in record.skipped][:MAX_NAMED]
+        facts = self.manifest_facts()
+        facts["text"]["tokens"] = max([null_length, *(record.tokens for record in records)])
+        manifest = facts | {
+            "count": rows,
+            "shards": [record.rows for record in records],
             "null_length": null_length,
-            "skipped": [{"file": item.file, "why": item.why} for item in self._skipped],
+            "skipped": [{"file": item.file, "why": item.why} for _, item in named],
+            "skipped_count": sum(len(record.skipped) for record in records),
             "files": entries,
-            **self._source.describe(),
         }
-        if self._only is not None:
-            manifest["kept"] = {**self._only.note, "of": self._looked_at}
-        atomic_write_json(self._folder / shards.MANIFEST, manifest)
-        return sum(entry["length"] for entry in entries)
+        if self.only is not None:
+            manifest["kept"] = {**self.only.note, "of": sum(record.looked_at for record in records)}
+        if self.part is not None:
+            manifest["part"] = {
+                "index": self.part.index,
+                "of": self.part.of,
+                "first_shard": first,
+                "total": self.total,
+                "skipped_in": [number for number, _ in named],
+            }
+        folder.finish(manifest)
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] = time.perf_counter() - start
+    def manifest_facts(self) -> dict[str, Any]:
+        """What a manifest says whatever was found in the source."""
+        text, features, vae = self.encoders.text, self.encoders.features, self.encoders.vae
+        facts: dict[str, Any] = {
+            "version": shards.VERSION,
+            "resolution": self.resolution if vae is None else self.resolution // vae.factor,
+            "channels": 3 if vae is None else vae.channels,
+            "shard_rows": self.shard_rows,
+            "text": encoder_record(text, dim=text.dim),
+            "features": encoder_record(features, dim=features.dim, size=features.size),
+            **self.source.describe(),
+        }
+        if vae is not None:
+            units = {"scale": vae.scale, "shift": vae.shift}
+            facts["latents"] = encoder_record(vae, **units, pixels=self.resolution, thumbnail=THUMBNAIL)
+        return facts
+
+    def _refuse_nothing(self, records: Iterable[ShardRecord]) -> None:
+        records = list(records)
+        looked_at = sum(record.looked_at for record in records)
+        if self.only is not None and looked_at:
+            raise PrepareError(f"none of the {looked_at} usable images is one of those to keep")
+        skipped = [item for record in records for item in record.skipped]
+        reasons = "; ".join(f"{item.file} {item.why}" for item in skipped[:3])
+        raise PrepareError(f"no usable image: {len(skipped)} skipped ({reasons or 'the source is empty'})")
 
 
-@contextmanager
-def _one_torch_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads each compute alone: two images side by side are faster than two threads on one image, and
-    the result does not depend on how many there are. torch's thread count is put back afterwards.
-    """
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+def _within(on_progress: Progress, before: int, total: int, count: int | None) -> Callable[[int], None]:
+    """Progress within a shard as progress of the run, in items."""
+    whole = max(1, total if count is None else min(count, total))
+    return lambda done: on_progress("images", before + done, max(whole, before + done))
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raise PrepareError unless ``out`` is free: absent, empty, or a previous output with nothing else in it."""
     if not os.path.lexists(out):
         return
@@ -354,7 +325,7 @@ def _check_out(out: Path) -> None:
     if not names:
         return
     try:
-        manifest = json.loads((out / shards.MANIFEST).read_text(encoding="utf-8"))
+        manifest: Mapping[str, Any] = json.loads((out / shards.MANIFEST).read_text(encoding="utf-8"))
         own = {entry["name"] for entry in manifest["files"]} | {shards.MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
         raise PrepareError(
@@ -364,22 +335,6 @@ def _check_out(out: Path) -> None:
         raise PrepareError(
             f"{out} also holds {stray[0]}, which prepare did not write: move it away or choose another OUT"
         )
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Rename ``folder`` to ``out``; a previous output is set aside first and removed when the new one stands."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", suffix=".old", dir=out.parent))
-    out.rename(old / "data")
-    try:
-        folder.rename(out)
-    except OSError:
-        (old / "data").rename(out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

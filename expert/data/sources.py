@@ -1,12 +1,14 @@
-"""What a source of captioned images is: an iterator of images, with whatever had to be skipped named among them."""
+"""What a source of captioned images is: numbered items, each an image or the reason why it is none."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from blake3 import blake3
 
 
 class PrepareError(ValueError):
@@ -30,13 +32,29 @@ class Skipped:
 
 
 class Source(Protocol):
-    """A set of captioned images at one resolution, always in the same order."""
+    """A set of captioned images at one resolution: items 0 to ``total()`` - 1, always the same in the same order.
+
+    Item i depends on nothing but the source and i, so that work can be cut into ranges of items and taken up anywhere.
+    What must be known of all items before it takes a few bytes each, never their pictures.
+    """
 
     def describe(self) -> dict[str, Any]:
         """{"source": {...}, "licences": [...]} and, where colours have names, "palette": {name: [r, g, b]}."""
 
-    def total(self) -> int:
-        """How many items ``items`` will yield, skipped ones included."""
+    def fingerprint(self) -> str:
+        """A text that differs when the source was changed: file names, sizes, times. For this machine only."""
 
-    def items(self) -> Generator[Captioned | Skipped, None, None]:
-        """The images, in order. Closing the generator ends every process it started."""
+    def total(self) -> int:
+        """How many items there are, those included that turn out to be skipped."""
+
+    def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
+        """The items from number ``start`` on. Closing the generator ends every process it started."""
+
+
+def files_fingerprint(files: Iterable[Path]) -> str:
+    """A text that differs when one of these files was replaced or changed: names, sizes and times."""
+    hasher = blake3()
+    for path in files:
+        stat = path.stat()
+        hasher.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()

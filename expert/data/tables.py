@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from paris_swarm.expert.data.pictures import SeenRows, captioned, first_line, unseen
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
+from paris_swarm.expert.data.pictures import captioned, first_line
+from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 TEXT_COLUMNS = ("text", "caption", "prompt", "txt", "description", "top_caption")
@@ -20,23 +20,15 @@ _ROWS_AT_ONCE = 256
 class TableSource:
     """The captioned images of parquet files or of a `datasets` folder at ``resolution`` pixels, in the tables' order.
 
-    image_column, text_column: their names, or None to take the first known one. ``count`` stops after that many usable
-    images; ``strict`` refuses at the first that would be skipped.
+    image_column, text_column: their names, or None to take the first known one.
 
     Raises PrepareError: nothing there, unreadable, no such column; pyarrow or datasets is not installed.
     """
 
     def __init__(
-        self,
-        place: Path,
-        *,
-        resolution: int,
-        count: int | None = None,
-        strict: bool = False,
-        image_column: str | None = None,
-        text_column: str | None = None,
+        self, place: Path, *, resolution: int, image_column: str | None = None, text_column: str | None = None
     ) -> None:
-        self._place, self._resolution, self._count, self._strict = place, resolution, count, strict
+        self._resolution = resolution
         self._table: _Parquet | _SavedDataset
         if is_saved_dataset(place):
             self._table = _SavedDataset(place)
@@ -52,24 +44,17 @@ class TableSource:
             "licences": self._table.licences(),
         }
 
-    def total(self) -> int:
-        """Rows that will be looked at, at most."""
-        return self._table.rows if self._count is None else min(self._count, self._table.rows)
+    def fingerprint(self) -> str:
+        return self._table.fingerprint()
 
-    def items(self) -> Generator[Captioned | Skipped, None, None]:
-        """The images, in order, unusable ones named in their place."""
-        seen = SeenRows()
-        usable = 0
-        for name, image, text in self._table.read(self._image, self._text):
-            item = self._item(name, image, text)
-            if isinstance(item, Captioned):
-                item = unseen(item, seen)
-            if isinstance(item, Skipped) and self._strict:
-                raise PrepareError(f"{item.file}: {item.why}; repair it, or run without --strict to skip it")
-            usable += isinstance(item, Captioned)
-            yield item
-            if usable == self._count:
-                return
+    def total(self) -> int:
+        """Rows of the table."""
+        return self._table.rows
+
+    def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
+        """The rows from number ``start`` on, unusable ones named in their place."""
+        for name, image, text in self._table.read(self._image, self._text, start):
+            yield self._item(name, image, text)
 
     def _item(self, name: str, image: object, text: object) -> Captioned | Skipped:
         if isinstance(image, dict):
@@ -103,15 +88,16 @@ class _Parquet:
             raise PrepareError("parquet files are read by pyarrow: pip install 'paris-swarm[tables]'") from error
         self._open = parquet.ParquetFile
         self._files = list(files)
-        self.rows = 0
+        self._counts: list[int] = []
         self.columns: list[str] = []
         for number, path in enumerate(self._files):
             with self._opened(path) as table:
                 names = list(table.schema_arrow.names)
-                self.rows += table.metadata.num_rows
+                self._counts.append(table.metadata.num_rows)
             if number and names != self.columns:
                 raise PrepareError(f"{path} has the columns {names}, {self._files[0].name} has {self.columns}: one set")
             self.columns = names
+        self.rows = sum(self._counts)
 
     def _opened(self, path: Path) -> Any:
         try:
@@ -122,17 +108,37 @@ class _Parquet:
     def licences(self) -> list[dict[str, str]]:
         return [{"what": "the images of the parquet files", "name": "not stated"}]
 
-    def read(self, image: str, text: str) -> Iterator[tuple[str, object, object]]:
-        for path in self._files:
+    def fingerprint(self) -> str:
+        return files_fingerprint(self._files)
+
+    def read(self, image: str, text: str, start: int) -> Iterator[tuple[str, object, object]]:
+        for path, rows in zip(self._files, self._counts, strict=True):
+            if start >= rows:
+                start -= rows
+                continue
             with self._opened(path) as table:
-                row = 0
+                groups, row = _groups_from(table.metadata, start)
                 try:
-                    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[image, text]):
-                        for record in batch.to_pylist():
+                    for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[image, text]):
+                        skipped = min(max(0, start - row), batch.num_rows)
+                        row += skipped
+                        for record in batch.slice(skipped).to_pylist():
                             yield f"{path.name} row {row}", record[image], record[text]
                             row += 1
                 except (OSError, ValueError) as error:
                     raise PrepareError(f"{path} is damaged after row {row} ({first_line(error)})") from error
+            start = 0
+
+
+def _groups_from(metadata: Any, row: int) -> tuple[list[int], int]:
+    """(the row groups that hold ``row`` and what follows, the number of the first row in them)."""
+    before = 0
+    for number in range(metadata.num_row_groups):
+        rows = metadata.row_group(number).num_rows
+        if row < before + rows:
+            return list(range(number, metadata.num_row_groups)), before
+        before += rows
+    return [], before
 
 
 class _SavedDataset:
@@ -166,9 +172,13 @@ class _SavedDataset:
     def licences(self) -> list[dict[str, str]]:
         return [{"what": "the images of the dataset", "name": self._licence[:200] or "not stated"}]
 
-    def read(self, image: str, text: str) -> Iterator[tuple[str, object, object]]:
+    def fingerprint(self) -> str:
+        return str(self._data._fingerprint)
+
+    def read(self, image: str, text: str, start: int) -> Iterator[tuple[str, object, object]]:
         part = f"{self._split} " if self._split else ""
-        for row, record in enumerate(self._data.select_columns([image, text])):
+        rows = self._data.select_columns([image, text]).select(range(start, self.rows))
+        for row, record in enumerate(rows, start=start):
             yield f"{part}row {row}", record[image], record[text]
 
 

@@ -11,11 +11,12 @@ import re
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, SeenRows, captioned, first_line, unseen
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
+from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, captioned, first_line
+from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "text", "caption")
@@ -28,18 +29,17 @@ _Sample = dict[str, bytes | str]
 class TarSource:
     """The captioned images of one .tar or of all .tar files of a folder, by name, at ``resolution`` pixels.
 
-    The caption is the .txt member, or the .json member's "caption", "text" or "prompt". ``count`` stops after that
-    many usable images; ``strict`` refuses at the first that would be skipped.
+    The caption is the .txt member, or the .json member's "caption", "text" or "prompt".
 
     Raises PrepareError: no archive, or an unreadable one.
     """
 
-    def __init__(self, place: Path, *, resolution: int, count: int | None = None, strict: bool = False) -> None:
+    def __init__(self, place: Path, *, resolution: int) -> None:
         self._files = tar_files(place)
-        self._resolution, self._count, self._strict = resolution, count, strict
+        self._resolution = resolution
         if not self._files:
             raise PrepareError(f"{place} is no .tar file and holds none")
-        self._total: int | None = None
+        self._counts: list[int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """The manifest's fields about this source."""
@@ -48,27 +48,28 @@ class TarSource:
             "licences": [{"what": "the images of the archives", "name": "not stated"}],
         }
 
-    def total(self) -> int:
-        """Images that will be looked at, at most; counted by a walk over the archives' headers."""
-        if self._total is None:
-            self._total = sum(1 for path in self._files for name in _names(path) if _split(name)[1] in IMAGES)
-        return self._total if self._count is None else min(self._count, self._total)
+    def fingerprint(self) -> str:
+        return files_fingerprint(self._files)
 
-    def items(self) -> Generator[Captioned | Skipped, None, None]:
-        """The images, in order, unusable ones named in their place."""
-        seen = SeenRows()
-        usable = 0
-        for path in self._files:
-            for key, sample in _samples(path):
-                item = self._item(f"{path.name} {key}", sample)
-                if isinstance(item, Captioned):
-                    item = unseen(item, seen)
-                if isinstance(item, Skipped) and self._strict:
-                    raise PrepareError(f"{item.file}: {item.why}; repair it, or run without --strict to skip it")
-                usable += isinstance(item, Captioned)
-                yield item
-                if usable == self._count:
-                    return
+    def total(self) -> int:
+        """Samples of the archives, those without an image included; counted by a walk over the headers."""
+        return sum(self._samples_of_each())
+
+    def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
+        """The samples from number ``start`` on, unusable ones named in their place."""
+        counts = self._samples_of_each() if start else [1] * len(self._files)
+        for path, count in zip(self._files, counts, strict=True):
+            if start >= count:
+                start -= count
+                continue
+            for key, sample in _samples(path, start):
+                yield self._item(f"{path.name} {key}", sample)
+            start = 0
+
+    def _samples_of_each(self) -> list[int]:
+        if self._counts is None:
+            self._counts = [sum(1 for _ in groupby(_keys(path))) for path in self._files]
+        return self._counts
 
     def _item(self, name: str, sample: _Sample) -> Captioned | Skipped:
         image = next((sample[kind] for kind in IMAGES if kind in sample), None)
@@ -104,9 +105,11 @@ def _caption(sample: _Sample) -> str | Skipped:
     return ""
 
 
-def _samples(path: Path) -> Iterator[tuple[str, _Sample]]:
-    """(key, members by extension) of neighbouring members with one key; a str says why a member was not read."""
-    key, sample = "", {}
+def _samples(path: Path, start: int) -> Iterator[tuple[str, _Sample]]:
+    """(key, members by extension) of neighbouring members with one key, from sample number ``start`` on; a str says
+    why a member was not read.
+    """
+    key, sample, number = "", {}, -1
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -114,11 +117,12 @@ def _samples(path: Path) -> Iterator[tuple[str, _Sample]]:
                 stem, kind = _split(member.name)
                 if not member.isfile() or not kind:
                     continue
-                if stem != key:
+                if stem != key or number < 0:
                     if sample:
                         yield key, sample
-                    key, sample = stem, {}
-                sample[kind] = _member(archive, member, kind)
+                    key, sample, number = stem, {}, number + 1
+                if number >= start:
+                    sample[kind] = _member(archive, member, kind)
         if sample:
             yield key, sample
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
@@ -140,13 +144,15 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> byt
     return data
 
 
-def _names(path: Path) -> Iterator[str]:
+def _keys(path: Path) -> Iterator[str]:
+    """The key of every member that belongs to a sample."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 archive.members = []
-                if member.isfile():
-                    yield member.name
+                key, kind = _split(member.name)
+                if member.isfile() and kind:
+                    yield key
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise PrepareError(f"{path} is no readable tar archive ({first_line(error)})") from error
 

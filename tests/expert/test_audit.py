@@ -296,6 +296,8 @@ def test_environments_that_must_agree_to_the_bit() -> None:
     cuda = mine.model_copy(update={"device": "cuda"})
     assert not same_bits_expected(cuda, cuda), "its kernels may add in any order"
     assert same_bits_expected(*2 * (cuda.model_copy(update={"deterministic": True}),))
+    compiled = mine.model_copy(update={"compiled": True})
+    assert not same_bits_expected(compiled, compiled), "its kernels are the work of a compiler that nobody recorded"
     assert isinstance(mine, Environment)
 
 

@@ -8,8 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 from paris_swarm.expert.model import Expert, seeded
-from paris_swarm.expert.pretrained import NotADiT, start_from_dit
-from paris_swarm.expert.recipe import SIZES
+from paris_swarm.expert.pretrained import (
+    NotADiT,
+    StartRefused,
+    start_file,
+    start_from_dit,
+    start_of_file,
+    untrained_expert,
+)
+from paris_swarm.expert.recipe import SIZES, Recipe
 
 CONFIG = replace(SIZES["S/2"], resolution=8, hidden=48, depth=2, heads=4, text_dim=24, text_tokens=6)
 
@@ -112,6 +119,58 @@ def test_diffusers_layout_gives_the_same_weights(tmp_path: Path) -> None:
     for name, value in one.state_dict().items():
         if name != "pos_embed":  # diffusers computes positions instead of storing them
             assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_the_blocks_answer_as_diffusers_own_transformer_does(tmp_path: Path) -> None:
+    """Positions, time, self-attention and MLP of a DiT, through every block: nothing was put elsewhere."""
+    pytest.importorskip("diffusers")
+    from diffusers import DiTTransformer2DModel
+    from diffusers.models.embeddings import Timesteps
+
+    torch.manual_seed(8)
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10, norm_eps=1e-6,
+    )  # fmt: skip
+    first = theirs.transformer_blocks[0].norm1.emb.timestep_embedder
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.class_embedder.embedding_table.weight.data.zero_()  # ours has no classes
+        block.norm1.emb.timestep_embedder.load_state_dict(first.state_dict())
+        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)  # as DiT was trained
+    theirs.save_pretrained(tmp_path / "dit" / "transformer", safe_serialization=True)
+    model = build("zero")
+    start_from_dit(model, start_file(tmp_path / "dit"))
+
+    seen: dict[str, torch.Tensor] = {}
+    for name, last in (("theirs", theirs.transformer_blocks[-1]), ("ours", model.layers[-1])):
+        last.register_forward_hook(lambda _module, _inputs, out, name=name: seen.update({name: out}))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs.eval()(x, timestep=torch.tensor([300.0, 900.0]), class_labels=torch.tensor([1, 2]))
+        model(x, torch.tensor([300.0, 900.0]) / 999, torch.zeros(2, 6, 24), torch.ones(2, 6, dtype=torch.bool))
+    torch.testing.assert_close(seen["ours"], seen["theirs"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotADiT, match=r"no \.safetensors file"):
+        start_of_file(tmp_path)
+
+
+def test_only_the_bytes_that_the_recipe_names_are_a_start(tmp_path: Path) -> None:
+    path = stored(tmp_path, original_dit())
+    recipe = replace(Recipe(model=CONFIG), start=start_of_file(path))
+    assert recipe.start is not None
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipe.digest() != replace(recipe, start=None).digest()
+    begun, fresh = untrained_expert(recipe, path), untrained_expert(replace(recipe, start=None))
+    assert not torch.equal(begun.layers[0].mlp[0].weight, fresh.layers[0].mlp[0].weight)
+    assert torch.equal(begun.text_proj.weight, fresh.text_proj.weight)
+    with pytest.raises(StartRefused, match="--start-from"):
+        untrained_expert(recipe)
+    other = tmp_path / "other.safetensors"
+    save_file({**original_dit(), "pos_embed": torch.ones(1, 16, 48)}, other)
+    with pytest.raises(StartRefused, match=f"is not dit.safetensors.*{recipe.start.digest[:16]}"):
+        untrained_expert(recipe, other)
 
 
 @pytest.mark.parametrize(

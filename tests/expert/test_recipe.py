@@ -66,6 +66,13 @@ def test_rates_warm_up_hold_and_end_near_zero() -> None:
     assert rates[50:] == sorted(rates[50:], reverse=True)
 
 
+def test_a_cosine_schedule_falls_from_one_to_nothing() -> None:
+    config = TrainConfig(steps=100, warmup_steps=0, schedule="cosine")
+    rates = [config.rate(step) for step in range(101)]
+    assert rates[0] == 1.0 and rates[50] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
+    assert rates == sorted(rates, reverse=True)
+
+
 def test_the_average_forgets_the_initial_weights_first() -> None:
     config = TrainConfig(ema=0.999)
     assert config.ema_decay(0) == pytest.approx(0.1)

@@ -90,15 +90,13 @@ def test_what_was_skipped_is_in_the_report_and_the_manifest(photo_folder, encode
     assert str(tmp_path) not in (report.folder / "manifest.json").read_text()
 
 
-def test_progress_reaches_the_end_of_every_stage(photo_folder, encoders, tmp_path):
-    last: dict[str, tuple[int, int]] = {}
-
-    def note(stage: str, done: int, total: int) -> None:
-        assert last.get(stage, (0, total))[0] < done <= total
-        last[stage] = (done, total)
-
-    report = prepare(photo_folder(6), tmp_path / "data", resolution=16, shard_rows=4, on_progress=note, **encoders)
-    assert {stage: done == total for stage, (done, total) in last.items()} == dict.fromkeys(report.seconds, True)
+def test_progress_reaches_the_end(photo_folder, encoders, tmp_path):
+    said: list[tuple[str, int, int]] = []
+    prepare(
+        photo_folder(6), tmp_path / "data", resolution=16, shard_rows=4,
+        on_progress=lambda *step: said.append(step), **encoders,
+    )  # fmt: skip
+    assert said == [("images", done, 6) for done in range(1, 7)]
 
 
 def test_nothing_is_left_when_no_image_is_usable(photo_folder, encoders, tmp_path):
@@ -177,8 +175,10 @@ def test_damage_is_found_and_named(prepared, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "version 1"),
-        ({"count": 12}, "holds uint8"),
+        ({"version": 3}, "version 2"),
+        ({"count": 12}, "do not have 12 rows"),
+        ({"count": 12, "shards": [4, 4, 4]}, "holds uint8"),
+        ({"shards": [4, 4, "3"]}, "no number"),
         ({"count": "11"}, "not a positive whole number"),
         ({"count": True}, "not a positive whole number"),
         ({"text": {}}, "lacks 'tokens'"),
@@ -206,5 +206,50 @@ def test_a_pickle_in_an_array_file_is_never_opened(prepared):
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with open(path, "ab") as stream:
         stream.write(bytes(length - path.stat().st_size))
-    with pytest.raises(PreparedDataError, match="cannot be read"):
+    with pytest.raises(PreparedDataError, match="holds object"):
         PreparedData.open(prepared)
+
+
+@pytest.mark.parametrize("change", [{"count": 10**18, "shard_rows": 1}, {"count": 10**12, "shard_rows": 2}])
+def test_a_count_that_no_disk_could_hold_is_refused_before_it_takes_memory(prepared, change):
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"]  # as version 1 wrote it
+    path.write_text(json.dumps({**manifest, "version": 1, **change}))
+    with pytest.raises(PreparedDataError, match="and names only"):
+        PreparedData.open(prepared)
+
+
+@pytest.mark.parametrize("change", [{"text": {"tokens": 10**12}}, {"null_length": 10}])
+def test_captions_longer_than_any_stored_are_refused(prepared, change):
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    text = {**manifest["text"], **change.get("text", {})}
+    path.write_text(json.dumps({**manifest, **change, "text": text}))
+    with pytest.raises(PreparedDataError, match="tokens"):
+        PreparedData.open(prepared)
+
+
+def test_an_array_that_says_more_than_its_file_holds_is_refused(prepared):
+    path, manifest = prepared / "null_states.npy", json.loads((prepared / "manifest.json").read_text())
+    tokens, length = 10**12, path.stat().st_size
+    write_header = np.lib.format.write_array_header_1_0
+    with open(path, "r+b") as stream:
+        write_header(stream, {"descr": "<f2", "fortran_order": False, "shape": (tokens, 4)})
+    assert path.stat().st_size == length
+    manifest["text"]["tokens"] = tokens
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PreparedDataError, match=r"null_states.npy cannot be read .*too few"):
+        PreparedData.open(prepared)
+
+
+@pytest.mark.parametrize("length", [0, -1, 300])
+def test_a_caption_of_an_impossible_length_is_refused_when_it_is_read(prepared, length):
+    path = prepared / "lengths-00001.npy"
+    lengths = np.load(path)
+    lengths[2] = length
+    np.save(path, lengths)
+    data = PreparedData.open(prepared)
+    data.states([0, 5])
+    with pytest.raises(PreparedDataError, match=f"row 6 has a caption of {length} tokens"):
+        data.states([0, 6])

@@ -1,0 +1,118 @@
+"""Published weights: the folder that a path or a hub name means, and a digest of what was loaded from it.
+
+The digest is of the numbers, not of files: it is the same whether a model came from the hub or from a copy, whole or as
+part of a larger file, and whatever a release of its library calls the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+class EncoderError(ValueError):
+    """An encoder is not installed, cannot be found or read, or is not the one that is asked for."""
+
+
+def hub_name(place: str | Path) -> str | None:
+    """The hub name that ``place`` is, or None when it is a folder here (or neither)."""
+    return str(place) if not Path(place).is_dir() and _HUB_NAME.fullmatch(str(place)) else None
+
+
+def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
+    """The local folder of published weights, downloaded to the Hugging Face cache where ``place`` is a hub name.
+
+    what: for the error, e.g. "a VAE (AutoencoderKL)"; files: patterns of the files that are needed.
+
+    Raises EncoderError: neither a folder nor a hub name, or it is not in the cache and cannot be downloaded.
+    """
+    name, files = hub_name(place), list(files)
+    if name is None:
+        if not Path(place).is_dir():
+            raise EncoderError(f"{place} is neither a folder here nor a hub name (owner/name): give {what}")
+        return Path(place)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise missing_package() from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError) as error:  # the hub's and the network's own errors derive from these
+        first = str(error).strip().split("\n")[0][:200]
+        raise EncoderError(
+            f"{name} is not in the Hugging Face cache of this machine and could not be downloaded ({first}). On a "
+            f"machine with internet run `hf download {name} {' '.join(files)} --local-dir {name.split('/')[1]}`, bring "
+            "that folder here and give its path instead of the name"
+        ) from error
+
+
+def missing_package() -> EncoderError:
+    """What to say where diffusers or transformers is not installed."""
+    return EncoderError("published encoders need diffusers and transformers: pip install 'paris-swarm[diffusers]'")
+
+
+def load_whole(model_class: Any, folder: Path, *, more_is_fine: bool = False, **options: Any) -> Any:
+    """A model of diffusers or transformers from safetensors, float32, in eval mode, frozen.
+
+    Their own loaders only warn of a tensor that is missing or has another shape, and leave it random. more_is_fine:
+    whether the file may hold other models' tensors too.
+
+    Raises EncoderError: no readable safetensors of this class there, a tensor is missing, extra or not finite.
+    """
+    name = model_class.__name__
+    try:
+        with no_bar():
+            model, said = model_class.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        first = str(error).strip().split("\n")[0][:300]
+        raise EncoderError(f"{folder} holds no {name} that can be read from safetensors files ({first})") from error
+    odd = [*said["missing_keys"], *(str(each) for each in said.get("mismatched_keys", ()))]
+    if not more_is_fine:
+        odd += said["unexpected_keys"]
+    if odd:
+        raise EncoderError(f"{folder} is not a whole {name}: {odd[0]} is missing, extra or of another shape")
+    for tensor_name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise EncoderError(f"{folder}: {tensor_name} holds a NaN or an infinity")
+    return model.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """transformers draws a progress bar of its own into the middle of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def weights_digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """BLAKE3 in hex over the model's numbers and over what else decides its output.
+
+    Every tensor counts with its dtype, shape and bytes, in the order in which the model has them (its class decides it,
+    not a file), so the same numbers in other places are another model; about: plain JSON values.
+    """
+    whole = blake3(json.dumps(about, sort_keys=True).encode())
+    for tensor in tensors.values():
+        plain = tensor.detach().cpu().contiguous()
+        hasher = blake3(f"{plain.dtype} {list(plain.shape)}\n".encode())
+        hasher.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        whole.update(hasher.digest())
+    return whole.hexdigest()
