@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from paris_swarm.dht_schemas.fields import ROUTER
-from paris_swarm.dht_schemas.plan import OpenedPlan
+from paris_swarm.dht_schemas.plan import OpenedPlan, SlotSpec
+from paris_swarm.router.layout import EMA_FILE, TRAINED_ON, expert_kind
 from paris_swarm.router.lock import Deciding, LockedSlot
 
 _USE = """\
@@ -30,9 +32,9 @@ paris-swarm sample . --prompt "..." -n 4 -o grid.png   # loads nothing that does
 ```"""
 
 _METHOD = """\
-The training data were split into {k} clusters. Each expert learned the flow of one cluster with flow matching
-(x_t = (1 - t) x_0 + t eps, v = eps - x_0), in isolation: no gradient, parameter or activation was exchanged while
-training. The router says which expert's velocity counts for a sample at a step
+The training data were split into {k} clusters. Each expert learned the flow of one cluster
+(x_t = (1 - t) x_0 + t eps, v = eps - x_0) with {objective}, in isolation: no gradient, parameter or
+activation was exchanged while training. The router says which expert's velocity counts for a sample at a step
 (Decentralized Diffusion Models, arXiv 2501.05450; Paris, arXiv 2510.03434).
 
 Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest, renormalised), `full` (all),
@@ -48,6 +50,9 @@ LICENCES = {
     "Apache-2.0": "apache-2.0",
 }
 """How model hubs write a licence."""
+
+
+_SHAPE = ("hidden", "depth", "patch")
 
 
 def model_card(
@@ -74,6 +79,8 @@ def model_card(
         "## Use\n\n" + _USE,
         "## Who trained what\n\n" + _slot_table(plan, slots),
     ]
+    if plan.plan.variants:
+        sections.append("## Kinds of experts\n\n" + _kinds(plan))
     if deciding is not None:
         sections.append("## Who else could have\n\n" + _rivals(deciding))
     if missing:
@@ -84,7 +91,7 @@ def model_card(
             "router's weight went elsewhere."
         )
     sections += [
-        "## Method\n\n" + _METHOD.format(k=plan.plan.clusters),
+        "## Method\n\n" + _METHOD.format(k=plan.plan.clusters, objective=_objective(plan)),
         "## Data\n\n" + _data(plan),
     ]
     if figures:
@@ -126,6 +133,38 @@ def _slot_table(plan: OpenedPlan, slots: Sequence[LockedSlot]) -> str:
             f"| {slot.slot} | `{slot.author}` | {slot.step} | {slot.probe_loss:.4f} | {bar} | `{slot.root[:16]}` |"
         )
     return "\n".join(rows)
+
+
+def _objective(plan: OpenedPlan) -> str:
+    if plan.plan.variants:
+        return "the objective of its kind"
+    kind = expert_kind(plan.plan.expert.recipe)
+    straight = kind["trained_on"] == TRAINED_ON["flow"] and kind["prediction_type"] != "noise"
+    return "flow matching" if straight else f"a network that says {_plain(kind['output'])}"
+
+
+def _kinds(plan: OpenedPlan) -> str:
+    """Which experts are of which size, objective and precision, where the plan has several kinds."""
+    groups: dict[int, tuple[SlotSpec, list[str]]] = {}
+    for cluster in range(plan.plan.clusters):
+        spec = plan.plan.slot_spec(str(cluster))
+        groups.setdefault(id(spec), (spec, []))[1].append(str(cluster))
+    lines = [
+        "Experts differ. Each says what its kind of training teaches; all are asked for the velocity of one straight "
+        "path, at the point of their own path that has the same signal-to-noise ratio (Heterogeneous Decentralized "
+        "Diffusion Models, arXiv 2603.06741).",
+        "",
+        "| experts | says | trained on | precision | hidden | depth | patch | numbers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for spec, slots in groups.values():
+        kind = expert_kind(spec.recipe)
+        model = spec.recipe.get("model")
+        shape = [_plain(str(model.get(name, "?") if isinstance(model, Mapping) else "?")) for name in _SHAPE]
+        count = sum(math.prod(tensor.shape) for tensor in spec.files.get(EMA_FILE, ()))
+        said = [_plain(kind[name]) for name in ("output", "trained_on", "precision")]
+        lines.append(f"| {', '.join(slots)} | {' | '.join([*said, *shape])} | {count:,} |")
+    return "\n".join(lines)
 
 
 def _rivals(deciding: Deciding) -> str:

@@ -5,6 +5,7 @@
     experts/{config.json, ddm_components.py, null_caption.safetensors}, router/ddm_components.py
     scheduler/scheduler_config.json        Euler's method on the straight path
     text_encoder/, tokenizer/              stock classes of transformers, where the encoder is at hand
+    vae/                                   AutoencoderKL of diffusers, where the experts draw latents and it is at hand
 
 The code is bundled from the modules that `paris-swarm sample` runs (`router.bundle`); `load_pipeline` uses these
 modules themselves, verifies first and runs nothing that lies in the folder.
@@ -17,7 +18,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.plan import OpenedPlan
@@ -33,10 +34,15 @@ from paris_swarm.router.layout import (
     TEXT_WEIGHTS,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    VAE_CONFIG,
+    VAE_WEIGHTS,
     experts_config,
     pretty,
 )
 from paris_swarm.router.lock import LockedSlot
+
+if TYPE_CHECKING:
+    from paris_swarm.router.verify import VerifiedFolder
 
 DIFFUSERS_VERSION = "0.42.1"
 """The version whose loading rules these files were tried with."""
@@ -58,12 +64,20 @@ class TextEncoderFiles:
     """
 
     config: Mapping[str, Any]
-    weights: Path
-    tokenizer: Path
+    weights: Content
+    tokenizer: Content
     max_tokens: int
     encoder_class: str = "BertModel"
     tokenizer_class: str = "PreTrainedTokenizerFast"
     special_tokens: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class VAEFiles:
+    """An AutoencoderKL of diffusers: its config and weights (safetensors)."""
+
+    config: Mapping[str, Any]
+    weights: Content
 
 
 MINILM_CONFIG: Mapping[str, Any] = {
@@ -91,12 +105,17 @@ BERT_TOKENS = {
 }
 
 
+TRANSFORMERS_CLASSES = {"text_encoder": ("BertModel", "CLIPTextModel"), "tokenizer": ("PreTrainedTokenizerFast",)}
+"""What `model_index.json` may name of transformers: the assembler signs it, so it decides nothing more."""
+
+
 class NoTextEncoder(ValueError):
     """The plan's text encoder is not at hand: the message says which, and how to get it."""
 
 
 def plan_text_encoder(plan: OpenedPlan) -> TextEncoderFiles:
-    """The text encoder that the plan names, from the installed package, every byte compared with the pinned digests.
+    """The plan's text encoder where it is MiniLM, from the installed package, every byte compared with the pinned
+    digests (`encoder_files.plan_clip` finds a CLIPTextModel).
 
     Raises:
         NoTextEncoder: the plan names none, another one, or its package is not installed in the pinned version.
@@ -126,6 +145,7 @@ def diffusers_files(
     slots: Sequence[LockedSlot],
     probe: Path,
     text: TextEncoderFiles | None,
+    vae: VAEFiles | None = None,
 ) -> Iterator[tuple[str, Content]]:
     """(path, content) of each file that is added to the weights and configs of `slots`; probe: the plan's probe set.
 
@@ -135,7 +155,7 @@ def diffusers_files(
     if not experts:
         return
     with_router = any(slot.slot == ROUTER for slot in slots)
-    yield MODEL_INDEX, model_index(with_router=with_router, text=text)
+    yield MODEL_INDEX, model_index(with_router=with_router, text=text, vae=vae)
     yield PIPELINE_FILE, pipeline_source()
     yield EXPERTS_CONFIG, experts_config(plan, slots)
     yield NULL_CAPTION, null_caption(probe)
@@ -146,6 +166,9 @@ def diffusers_files(
     yield SCHEDULER_CONFIG, scheduler_config()
     if text is not None:
         yield from text_files(text)
+    if vae is not None:
+        yield VAE_CONFIG, pretty(dict(vae.config))
+        yield VAE_WEIGHTS, vae.weights
 
 
 def text_files(text: TextEncoderFiles) -> Iterator[tuple[str, Content]]:
@@ -157,7 +180,7 @@ def text_files(text: TextEncoderFiles) -> Iterator[tuple[str, Content]]:
     yield TOKENIZER_CONFIG, pretty({**about, **(text.special_tokens or {})})
 
 
-def model_index(*, with_router: bool, text: TextEncoderFiles | None) -> bytes:
+def model_index(*, with_router: bool, text: TextEncoderFiles | None, vae: VAEFiles | None = None) -> bytes:
     """model_index.json; a component that is not here is [null, null]."""
     module = COMPONENTS_FILE.removesuffix(".py")
     absent = [None, None]
@@ -170,7 +193,7 @@ def model_index(*, with_router: bool, text: TextEncoderFiles | None) -> bytes:
             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
             "text_encoder": ["transformers", text.encoder_class] if text is not None else absent,
             "tokenizer": ["transformers", text.tokenizer_class] if text is not None else absent,
-            "vae": absent,
+            "vae": ["diffusers", "AutoencoderKL"] if vae is not None else absent,
         }
     )
 
@@ -222,7 +245,9 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
     components: scheduler, text_encoder, tokenizer or vae to use instead of what lies in the folder.
 
     Raises:
-        FolderError: the folder does not verify. WeightsRefused: its weights are not those of its configs.
+        FolderError: the folder does not verify, or names components of classes that `assemble` does not write.
+        WeightsRefused: its weights are not those of its configs.
+        EncoderError: its VAE or text encoder is not the plan's.
         ImportError: diffusers or transformers is not installed (extra `diffusers`).
     """
     import json
@@ -230,6 +255,8 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
     import transformers
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    from paris_swarm.router.encoder_files import plan_clip, plan_vae
+    from paris_swarm.router.folder_errors import LockDisagrees
     from paris_swarm.router.pipeline_code.components import DDMExperts, DDMRouter
     from paris_swarm.router.pipeline_code.pipeline import DDMPipeline
     from paris_swarm.router.verify import verify_folder
@@ -242,7 +269,38 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
     if ROUTER in {slot.slot for slot in verified.lock.slots}:
         parts["router"] = DDMRouter.from_pretrained(path / ROUTER, torch_dtype=torch_dtype)
     parts["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
-    for name, more in (("text_encoder", {"dtype": torch_dtype}), ("tokenizer", {})):
-        if name not in components and index[name][0] == "transformers":
-            parts[name] = getattr(transformers, index[name][1]).from_pretrained(path / name, **more)
+    for name, classes in TRANSFORMERS_CLASSES.items():
+        if index[name][0] is not None and tuple(index[name]) not in {("transformers", each) for each in classes}:
+            raise LockDisagrees(f"{name} is of no class that is written into folders", where=MODEL_INDEX)
+    if index["text_encoder"][1] == "CLIPTextModel" and not {"text_encoder", "tokenizer"} <= set(components):
+        clip = plan_clip(verified.plan, path / "text_encoder", tokenizer=path / "tokenizer")
+        parts["text_encoder"] = clip.model if torch_dtype is None else clip.model.to(torch_dtype)
+        parts["tokenizer"] = clip.tokenizer
+    elif index["text_encoder"][0] is not None:
+        if "text_encoder" not in components:
+            _check_minilm(verified)
+        for name, more in (("text_encoder", {"dtype": torch_dtype}), ("tokenizer", {})):
+            if name not in components:
+                parts[name] = getattr(transformers, index[name][1]).from_pretrained(path / name, **more)
+    if "vae" not in components and index["vae"][0] is not None:
+        vae = plan_vae(verified.plan, path / "vae").model
+        parts["vae"] = vae if torch_dtype is None else vae.to(torch_dtype)
     return DDMPipeline(**{**parts, **components})
+
+
+def _check_minilm(verified: VerifiedFolder) -> None:
+    """Where the plan's text encoder is MiniLM, its files in the folder are the pinned ones."""
+    import json
+
+    from paris_swarm.expert.data.encoders import MINILM_SHA256, MINILM_TOKENIZER_SHA256
+    from paris_swarm.router.encoder_files import OtherEncoder
+
+    asked = verified.plan.plan.data.get("text")
+    if not isinstance(asked, Mapping) or asked.get("digest") != MINILM_SHA256:
+        return
+    same = {TEXT_CONFIG: json.loads(verified.read(TEXT_CONFIG)) == MINILM_CONFIG}
+    for where, wanted in ((TEXT_WEIGHTS, MINILM_SHA256), (TOKENIZER, MINILM_TOKENIZER_SHA256)):
+        same[where] = hashlib.sha256(verified.read(where)).hexdigest() == wanted
+    for where in same:
+        if not same[where]:
+            raise OtherEncoder(f"{where} is not the plan's text encoder: use the weights that the plan was made with")

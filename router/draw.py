@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,46 @@ class Pictures:
         """float32 [N, K]: the share of each expert in each picture, the mean weight over the steps."""
         mean: NDArray[np.float32] = self.weights.mean(axis=1)
         return mean
+
+
+def vae_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
+    """From latents at unit scale [b, C, h, w] to pictures uint8 [b, H, W, 3], by diffusers' AutoencoderKL.
+
+    The latents must be on its device. Pictures are decoded four at a time: one of 256 pixels takes 0.3 GB on the way.
+    """
+    scale = float(vae.config.scaling_factor)
+    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+
+    def decode(x: Tensor) -> Tensor:
+        latents = (x / scale + shift).to(vae.dtype)  # [b, C, h, w]
+        return torch.cat([from_pixels(vae.decode(part, return_dict=False)[0]) for part in latents.split(4)])
+
+    return decode
+
+
+def in_order(indices: Sequence[int], batch: int) -> list[Sequence[int]]:
+    """`indices` in batches of `batch`."""
+    return [indices[start : start + batch] for start in range(0, len(indices), batch)]
+
+
+def of_few_loads(experts: Sequence[frozenset[int]], batch: int, steps: int, room: int) -> list[Sequence[int]]:
+    """Pictures in batches of at most `batch`, such that few experts are loaded while all of them are drawn.
+
+    experts: for each picture those that its first step uses; most pictures stay with them to the end. room: how many
+    experts fit in memory. Either in plain order, where a batch that needs more than fit loads the rest anew at every
+    step, or each picture beside those that use the same experts, whichever loads less.
+    """
+    sets: dict[tuple[int, ...], list[int]] = {}
+    for index, used in enumerate(experts):
+        sets.setdefault(tuple(sorted(used)), []).append(index)
+    plain = in_order(range(len(experts)), batch)
+    together = [part for _, members in sorted(sets.items()) for part in in_order(members, batch)]
+
+    def loads(batches: list[Sequence[int]]) -> int:
+        needed = [len(frozenset[int]().union(*(experts[index] for index in indices))) for indices in batches]
+        return sum(count + (steps - 1) * max(count - room, 0) for count in needed)
+
+    return together if loads(together) < loads(plain) else plain
 
 
 def draw(
@@ -90,11 +132,26 @@ def draw(
     caption_mask = mask_of(caption_lengths, caption_states.shape[1])  # [P, tokens]
 
     total = len(caption_states) * n
-    starts = range(0, total, batch)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        for number, start in enumerate(starts, start=1):
-            indices = range(start, min(start + batch, total))
+        order = in_order(range(total), batch)
+        first: list[frozenset[int]] = []
+        if ensemble.resident.budget is not None:
+            for indices in order:
+                prompts = torch.tensor([index // n for index in indices])
+                x = picture_noise(seed, indices, shape).to(device)  # [b, C, H, W]
+                row = picture_draws(seed, indices, steps).to(device)[:, 0] if needs_draws else None  # [b]
+                true = None if labels is None else torch.tensor([labels[int(p)] for p in prompts], device=device)
+                s, m = (part.index_select(0, prompts).to(device) for part in (caption_states, caption_mask))
+                one = torch.ones(len(indices), dtype=x.dtype, device=device)  # [b]
+                decision = ensemble.route(x, one, s, m, strategy=strategy, draws=row, labels=true)
+                first += [frozenset(torch.nonzero(each).flatten().tolist()) for each in decision.weights]
+            order = of_few_loads(first, batch, steps, ensemble.resident.room_for(min(first[0])) or 1)
+        waiting, done_order = deque(order), list[int]()
+        while waiting:
+            indices = waiting.popleft()
+            number, of_batches = len(parts) + 1, len(parts) + 1 + len(waiting)
+            loads_before = ensemble.resident.loads
             prompts = torch.tensor([index // n for index in indices])
             b_states = caption_states.index_select(0, prompts).to(device)  # [b, tokens, D]
             b_mask = caption_mask.index_select(0, prompts).to(device)  # [b, tokens]
@@ -121,17 +178,24 @@ def draw(
                 step: int,
                 of: int,
                 number: int = number,
+                of_batches: int = of_batches,
                 asked: list[Decision] = asked,
                 done: list[Decision] = decisions,
             ) -> None:
                 done.append(asked[0])  # the decision at the step's own t
                 asked.clear()
                 if on_step is not None:
-                    on_step(DrawStep(number, len(starts), step, of))
+                    on_step(DrawStep(number, of_batches, step, of))
 
             x = solve(velocity, picture_noise(seed, indices, shape).to(device), steps, report)  # [b, C, H, W]
             weights = torch.stack([decision.weights for decision in decisions], dim=1)  # [b, steps, K]
             redirected = torch.stack([decision.redirected for decision in decisions], dim=1).mean(dim=1)  # [b]
             parts.append((decode(x).cpu(), weights.float().cpu(), redirected.float().cpu()))
-    images, all_weights, all_redirected = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+            done_order += indices
+            foreseen = len(frozenset[int]().union(*(first[index] for index in indices if first)))
+            if first and waiting and ensemble.resident.loads - loads_before > 2 * foreseen:
+                # These pictures did not stay with the experts they began with: keeping like with like gains nothing.
+                waiting = deque(in_order(sorted(index for each in waiting for index in each), batch))
+    places = torch.tensor(done_order).argsort()
+    images, all_weights, all_redirected = (torch.cat(column)[places].numpy() for column in zip(*parts, strict=True))
     return Pictures(images, all_weights, all_redirected)

@@ -42,23 +42,32 @@ class BackgroundAccuracy:
 
 
 def cluster_hits(
-    images: np.ndarray, labels: Sequence[int] | np.ndarray, centroids: np.ndarray, encoder: ImageFeatures
+    images: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    centroids: np.ndarray,
+    encoder: ImageFeatures,
+    biases: np.ndarray | None = None,
 ) -> np.ndarray:
-    """bool [n]: which of images uint8 [n, H, W, 3] lie nearest to their own (labels [n]) of centroids float32 [K, F].
+    """bool [n]: which of images uint8 [n, H, W, 3] lie nearest to their own (labels [n]) of centroids float32 [K, F],
+    less biases [K] where the plan bounds the sizes of clusters.
 
     Raises ValueError: no images, or not one label each.
     """
     wanted = np.asarray(labels, dtype=np.int64)
     if not len(images) or len(images) != len(wanted):
         raise ValueError(f"one label a picture is needed: {len(images)} pictures, {len(wanted)} labels")
-    return nearest(encoder.encode(images), centroids) == wanted
+    return nearest(encoder.encode(images), centroids, biases) == wanted
 
 
 def cluster_accuracy(
-    images: np.ndarray, labels: Sequence[int] | np.ndarray, centroids: np.ndarray, encoder: ImageFeatures
+    images: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    centroids: np.ndarray,
+    encoder: ImageFeatures,
+    biases: np.ndarray | None = None,
 ) -> float:
     """The share of ``cluster_hits``, 0 to 1."""
-    return float(cluster_hits(images, labels, centroids, encoder).mean())
+    return float(cluster_hits(images, labels, centroids, encoder, biases).mean())
 
 
 def background_accuracy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
@@ -22,17 +23,19 @@ from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.plan import PLAN_FILE, OpenedPlan
 from paris_swarm.dht_schemas.records import Announcement
+from paris_swarm.expert.flow import from_pixels
 from paris_swarm.expert.recipe import Recipe
 from paris_swarm.expert.task import build_expert
 from paris_swarm.router.card import model_card
-from paris_swarm.router.diffusers_folder import TextEncoderFiles, diffusers_files
-from paris_swarm.router.draw import DrawStep, Pictures, draw
+from paris_swarm.router.diffusers_folder import TextEncoderFiles, VAEFiles, diffusers_files
+from paris_swarm.router.draw import DrawStep, Pictures, draw, vae_decoder
 from paris_swarm.router.ensemble import Ensemble, NullText
 from paris_swarm.router.folder_errors import RecordRefused
 from paris_swarm.router.layout import (
     CARD_FILE,
     CONFIG_FILE,
     PROBE_FILE,
+    VAE_WEIGHTS,
     announcement_path,
     config_path,
     folder_config,
@@ -46,6 +49,7 @@ from paris_swarm.router.lock import LOCK_FILE, Deciding, Lock, LockedFile, Locke
 from paris_swarm.router.recipe import RouterRecipe
 from paris_swarm.router.task import build_router
 from paris_swarm.router.verify import VerifiedFolder, verify_folder
+from paris_swarm.router.weights import PRECISIONS, Skeleton, StableShapes, TensorsDiffer, hold
 
 # ---------------------------------------------------------------------------------------------------------------------
 # writing
@@ -79,14 +83,15 @@ def write_folder(
     deciding: Deciding | None = None,
     replace: bool = False,
     text_encoder: TextEncoderFiles | None = None,
+    vae: VAEFiles | None = None,
 ) -> VerifiedFolder:
     """Writes, verifies and puts in place an assembled folder signed by `identity`.
 
     plan_files: which files of `plan_folder` go with it, all of the plan's when None (the null caption's always does);
     figures: what the model card should say about quality, name -> value; deciding: the rows that decided between
     several checkpoints of a slot, where not the announced losses did; created: Unix seconds; replace: whether an
-    assembled folder that is already there gives way (one that is not assembled never does); text_encoder: what goes
-    into it so that diffusers can take prompts (`diffusers_folder`).
+    assembled folder that is already there gives way (one that is not assembled never does); text_encoder, vae: what
+    goes into it so that prompts can be taken and latents become pictures (`encoder_files`).
 
     Raises:
         ValueError: the target holds something, a slot comes twice, or a plan file is not the plan's.
@@ -129,7 +134,7 @@ def write_folder(
             if plan.plan.has_slot(said.slot):
                 writer.data(config_path(said.slot), slot_config(plan, locked[said.slot]))
         known = [slot for slot in filled if plan.plan.has_slot(slot.slot)]
-        for path, content in diffusers_files(plan, known, plan_folder / PROBE_FILE, text_encoder):
+        for path, content in diffusers_files(plan, known, plan_folder / PROBE_FILE, text_encoder, vae):
             writer.put(path, content)
         writer.data(CONFIG_FILE, folder_config(plan, filled, missing))
         card = model_card(plan, filled, missing, assembler=identity.peer_id, figures=figures or {}, deciding=deciding)
@@ -246,12 +251,17 @@ def open_folder(
     device: str | torch.device = "cpu",
     allow_missing: bool = False,
     memory_budget: int | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    precision: str = "fp32",
+    compiled: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Assembled:
     """Verifies an assembled folder, then makes it ready to sample. No expert is loaded before a picture needs it.
 
     allow_missing: whether to sample although experts are missing (never without the router, where there are several
-    clusters). memory_budget: bytes of expert weights kept in memory, None for all. on_progress as in `verify_folder`.
+    clusters). memory_budget: bytes of expert weights kept in memory, None for all. vae: a folder or hub name of the
+    plan's VAE, for a folder of latent experts that holds none. precision: how the experts' weights are held
+    (`weights.PRECISIONS`). compiled: whether networks go through torch.compile. on_progress as in `verify_folder`.
 
     Raises:
         FolderError: the folder does not verify, or its plan's recipe cannot be read by this version.
@@ -263,6 +273,9 @@ def open_folder(
         device=device,
         allow_missing=allow_missing,
         memory_budget=memory_budget,
+        vae=vae,
+        precision=precision,
+        compiled=compiled,
     )
 
 
@@ -276,18 +289,30 @@ class Assembled:
         device: str | torch.device,
         allow_missing: bool,
         memory_budget: int | None = None,
+        vae: str | os.PathLike[str] | None = None,
+        precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self._precision, self._compiled = precision, compiled
+        self._skeletons: dict[Recipe | RouterRecipe, Skeleton] = {}
+        self._finite: set[str] = set()
         self.verified = verified
+        self._vae = vae
         self.device = torch.device(device)
         plan = verified.plan.plan
         try:
-            self.recipe = Recipe.from_dict(plan.expert.recipe)
+            self.recipes = {k: Recipe.from_dict(plan.slot_spec(str(k)).recipe) for k in range(plan.clusters)}
             router_recipe = RouterRecipe.from_dict(plan.router.recipe)
         except (TypeError, ValueError) as error:
             raise RecordRefused(f"a recipe this version cannot read: {error}", where=PLAN_FILE) from error
+        shapes = {each.model.data_shape for each in self.recipes.values()}
+        if len(shapes) != 1:
+            raise RecordRefused("its experts disagree about the shape of pictures or captions", where=PLAN_FILE)
         here = [slot.slot for slot in verified.lock.slots]
         experts = {int(slot): self._expert_loader(slot) for slot in here if slot != ROUTER}
-        router = self._load(ROUTER, lambda: build_router(router_recipe)) if ROUTER in here else None
+        router = self._load(ROUTER, router_recipe, lambda: build_router(router_recipe)) if ROUTER in here else None
         self.ensemble = Ensemble(
             plan.clusters,
             experts,
@@ -303,6 +328,11 @@ class Assembled:
         return self.verified.plan.plan_id
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe of the first expert; what all share of it is the shape of pictures and captions."""
+        return self.recipes[0]
+
+    @property
     def digest(self) -> str:
         """The assembly digest."""
         return self.verified.digest
@@ -314,7 +344,7 @@ class Assembled:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a picture."""
+        """(channels, height, width) of what the experts draw: pixels, or latents."""
         model = self.recipe.model
         return model.channels, model.resolution, model.resolution
 
@@ -341,6 +371,7 @@ class Assembled:
         Raises:
             ValueError: the prompts' shape, n, batch, steps, strategy, sampler or labels.
             FolderError: weights were changed since the folder was verified, or are not those of the recipe.
+            EncoderError: the experts draw latents, and the plan's VAE is not at hand.
         """
         width = int(np.asarray(states.shape)[-1])
         if width != self.recipe.model.text_dim:
@@ -363,28 +394,43 @@ class Assembled:
             labels=labels,
             device=self.device,
             on_step=on_step,
+            decode=self._decode,
         )
+
+    @functools.cached_property
+    def _decode(self) -> Callable[[Tensor], Tensor]:
+        """From what the experts draw to pictures uint8 [b, H, W, C]. The VAE is compared with the plan when loaded."""
+        if self.verified.plan.plan.data.get("latents") is None:
+            return from_pixels
+        from paris_swarm.router.encoder_files import plan_vae
+
+        place = self._vae
+        if place is None and any(file.path == VAE_WEIGHTS for file in self.verified.lock.files):
+            place = self.verified.path / "vae"
+        vae = plan_vae(self.verified.plan, None if place is None else os.fspath(place), device=str(self.device))
+        return vae_decoder(vae.model)
 
     def _expert_loader(self, slot: str) -> Callable[[], nn.Module]:
-        return lambda: self._load(slot, lambda: build_expert(self.recipe))
+        recipe = self.recipes[int(slot)]
+        return lambda: self._load(slot, recipe, lambda: build_expert(recipe))
 
-    def _load(self, slot: str, build: Callable[[], nn.Module]) -> nn.Module:
+    def _load(self, slot: str, recipe: Recipe | RouterRecipe, build: Callable[[], nn.Module]) -> nn.Module:
         where = weights_path(slot)
         tensors = self._tensors(where)
-        model = build()
-        own = model.state_dict()
-        odd = sorted(
-            name
-            for name in own.keys() | tensors.keys()
-            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-        )
-        if odd:
-            raise RecordRefused(f"tensor {odd[0]} is not that of the plan's recipe ({len(odd)} differ)", where=where)
-        broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-        if broken:
-            raise RecordRefused(f"tensor {broken[0]} holds a NaN or an infinity", where=where)
-        model.load_state_dict(tensors)
-        return model.eval().requires_grad_(False).to(self.device)
+        skeleton = self._skeletons.get(recipe)
+        if skeleton is None:
+            skeleton = self._skeletons[recipe] = Skeleton(build)
+        try:
+            network = skeleton.filled(tensors)
+        except TensorsDiffer as error:
+            raise RecordRefused(str(error), where=where) from error
+        if where not in self._finite:  # the same bytes, by digest, whenever they are loaded again
+            broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+            if broken:
+                raise RecordRefused(f"tensor {broken[0]} holds a NaN or an infinity", where=where)
+            self._finite.add(where)
+        held = hold(network.to(self.device), self._precision if slot != ROUTER else "fp32")
+        return StableShapes(held) if self._compiled else held
 
     def _null_text(self) -> NullText:
         where = plan_file_path(PROBE_FILE)

@@ -13,6 +13,7 @@
     model_index.json, pipeline.py, scheduler/scheduler_config.json
     experts/{config.json, ddm_components.py, null_caption.safetensors}, router/ddm_components.py
     text_encoder/{config.json, model.safetensors}, tokenizer/{tokenizer.json, tokenizer_config.json}
+    vae/{config.json, diffusion_pytorch_model.safetensors}, where the experts draw latents
 
 The weights keep the bytes that the manifest commits to; only their name is the one that model hubs look for.
 """
@@ -44,6 +45,9 @@ TEXT_CONFIG = "text_encoder/config.json"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+VAE_CONFIG = "vae/config.json"
+VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+VAE_FILES = frozenset({VAE_CONFIG, VAE_WEIGHTS})
 TEXT_FILES = frozenset({TEXT_CONFIG, TEXT_WEIGHTS, TOKENIZER, TOKENIZER_CONFIG})
 
 
@@ -96,7 +100,7 @@ def required_paths(slots: Iterable[LockedSlot]) -> set[str]:
 
 
 def diffusers_paths(slots: Iterable[LockedSlot]) -> set[str]:
-    """The files that a diffusers model of these slots must have; the text encoder's four (TEXT_FILES) come on top."""
+    """The files that a diffusers model of these slots must have; TEXT_FILES and VAE_FILES come on top."""
     paths = {MODEL_INDEX, PIPELINE_FILE, EXPERTS_CONFIG, NULL_CAPTION, SCHEDULER_CONFIG, f"experts/{COMPONENTS_FILE}"}
     if any(slot.slot == ROUTER for slot in slots):
         paths.add(f"{ROUTER}/{COMPONENTS_FILE}")
@@ -107,10 +111,11 @@ def implied_paths(slots: Iterable[LockedSlot], found: Iterable[str]) -> set[str]
     """The files that a folder must have because of others it has: a diffusers model is whole or not there."""
     present, whole = set(found), diffusers_paths(slots)
     implied: set[str] = set()
-    if present & (whole | TEXT_FILES):
+    if present & (whole | TEXT_FILES | VAE_FILES):
         implied |= whole
-    if present & TEXT_FILES:
-        implied |= TEXT_FILES
+    for component in (TEXT_FILES, VAE_FILES):
+        if present & component:
+            implied |= component
     return implied
 
 
@@ -118,7 +123,7 @@ def optional_paths(slots: Iterable[LockedSlot], plan_files: Iterable[str]) -> se
     """The files that it may have beside them."""
     slots = list(slots)
     held = {holding_path(slot.slot) for slot in slots} | {plan_file_path(name) for name in plan_files}
-    return held | diffusers_paths(slots) | TEXT_FILES
+    return held | diffusers_paths(slots) | TEXT_FILES | VAE_FILES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,11 +153,39 @@ def slot_config(plan: OpenedPlan, slot: LockedSlot) -> bytes:
         about = {
             "model_type": "dit_expert",
             "expert_id": int(slot.slot),
-            "prediction_type": "velocity",
-            "output": "v = eps - x_0",
+            **expert_kind(plan.plan.slot_spec(slot.slot).recipe),
         }
     path = {"path": "x_t = (1 - t) x_0 + t eps", "time": "t in 0..1, 1 is noise; the network sees 999 t"}
     return pretty({**about, **path, **bound_fields(plan, slot)})
+
+
+OUTPUTS = {
+    "velocity": "v = eps - x_0",
+    "data": "x_0",
+    "residual": "what the best linear guess of v from x_t leaves over, at unit scale",
+    "noise": "eps",
+}
+"""What the last layer of an expert may say, by `output` in its recipe."""
+TRAINED_ON = {
+    "flow": "x_t = (1 - t) x_0 + t eps",
+    "cosine": "x_u = cos(angle) x_0 + sin(angle) eps, DDPM's cosine schedule, u in 0..1 (arXiv 2102.09672)",
+}
+"""The noise path of an expert, by `path` in its recipe."""
+
+
+def expert_kind(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What an expert's config says for people of its objective and precision. All experts are asked for, and answer
+    with, the velocity of the straight path: `output` is what the network says before that (expert/objective.py).
+    """
+    model, train = (part if isinstance(part, Mapping) else {} for part in (recipe.get("model"), recipe.get("train")))
+    output, path = (str(model.get(name, usual)) for name, usual in (("output", "velocity"), ("path", "flow")))
+    return {
+        "prediction_type": output,
+        "output": OUTPUTS.get(output, output),
+        "trained_on": TRAINED_ON.get(path, path),
+        "combined_as": "v = eps - x_0",
+        "precision": str(train.get("precision", "any")),
+    }
 
 
 def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterable[str]) -> bytes:
@@ -172,7 +205,10 @@ def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterab
 
 def experts_config(plan: OpenedPlan, slots: Iterable[LockedSlot]) -> bytes:
     """experts/config.json: what the container of the experts has to know; each expert's own lies in its folder."""
-    return pretty({"_class_name": "DDMExperts", **experts_fields(plan, slots), "guidance": plan_guidance(plan)})
+    about: dict[str, Any] = {"guidance": plan_guidance(plan)}
+    if isinstance(text := plan.plan.data.get("text"), Mapping) and text.get("padded") is True:
+        about["pad_text"] = True
+    return pretty({"_class_name": "DDMExperts", **experts_fields(plan, slots), **about})
 
 
 def experts_fields(plan: OpenedPlan, slots: Iterable[LockedSlot]) -> dict[str, Any]:

@@ -34,9 +34,12 @@ class Router(nn.Module):
         self.time_embed = TimeEmbed(d)
         if config.text == "pooled":
             self.pooled_proj = nn.Linear(config.text_dim, d)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
-        self.layers = nn.ModuleList(Block(d, config.heads, config.mlp_ratio, cross=False) for _ in range(config.depth))
-        self.final_layer = FinalLayer(d, 1, config.clusters)
+        if config.adaln == "single":
+            self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.layers = nn.ModuleList(
+            Block(d, config.heads, config.mlp_ratio, cross=False, adaln=config.adaln) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(d, 1, config.clusters, config.adaln)
         initialise(self)  # the last layer starts at zero: an untrained router says 1 / K for every cluster
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -45,7 +48,9 @@ class Router(nn.Module):
         embedding = self.time_embed(t)  # [B, D]
         if self.config.text == "pooled":
             embedding = embedding + self.pooled_proj(masked_mean(states, mask))  # [B, D]
-        shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
+        shared = embedding  # [B, D]
+        if self.config.adaln == "single":
+            shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
         for layer in self.layers:
             h = layer(h, shared)  # [B, 1 + N, D]
         logits: Tensor = self.final_layer(h[:, :1], embedding)[:, 0]  # [B, K]

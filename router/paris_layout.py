@@ -28,7 +28,7 @@ from torch import nn
 from paris_swarm.dht_schemas.digest import digest_file
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.expert.model import Expert
-from paris_swarm.expert.recipe import ModelConfig, read_record
+from paris_swarm.expert.recipe import ModelConfig, plain_record, read_record
 from paris_swarm.router.diffusers_folder import (
     DIFFUSERS_VERSION,
     Content,
@@ -87,7 +87,8 @@ def export_paris(model: Assembled, target: Path, *, extended: bool = False) -> l
         raise ValueError(f"the released layout needs every expert and the router; missing: {', '.join(model.missing)}")
     plan = verified.plan.plan
     router = router_of(plan.router.recipe)
-    additions = expert_additions(model.recipe.model) + router_additions(router)
+    found = [each for recipe in model.recipes.values() for each in expert_additions(recipe.model)]
+    additions = [*dict.fromkeys(found), *router_additions(router)]
     if additions and not extended:
         raise ValueError(
             f"the released layout has no words for {', '.join(additions)}: its readers would draw something else. "
@@ -129,7 +130,8 @@ def export_paris(model: Assembled, target: Path, *, extended: bool = False) -> l
             if slot == ROUTER:
                 config = router_config(router)
             else:
-                config = expert_config(int(slot), shape, model.recipe.train.condition_dropout)
+                recipe = model.recipes[int(slot)]
+                config = expert_config(int(slot), recipe.model, recipe.train.condition_dropout)
             yield f"{paris_folder(slot)}/{CONFIG_FILE}", pretty(config)
             yield f"{paris_folder(slot)}/{WEIGHTS_FILE}", verified.path / weights_path(slot)
 
@@ -151,7 +153,8 @@ def expert_additions(config: ModelConfig) -> list[str]:
 
 def router_additions(config: RouterConfig) -> list[str]:
     """What a router has that the released layout has no words for."""
-    return [f"router text={config.text}"] if config.text != "none" else []
+    found = [f"router text={config.text}"] if config.text != "none" else []
+    return found + ([f"router adaln={config.adaln}"] if config.adaln != "single" else [])
 
 
 def router_of(recipe: Mapping[str, Any]) -> RouterConfig:
@@ -177,7 +180,7 @@ def expert_config(expert_id: int, config: ModelConfig, dropout: float) -> dict[s
         "use_adaln_single": config.adaln == "single",
         "use_dit_time_embed": True,
         "cfg_dropout_prob": dropout,
-        **({"paris_swarm": asdict(config)} if extended else {}),
+        **({"paris_swarm": plain_record(config)} if extended else {}),
     }
 
 
@@ -259,7 +262,7 @@ def import_paris(source: ParisFolder, target: Path, *, stock: Mapping[str, Path]
         yield EXPERTS_CONFIG, pretty({"_class_name": "DDMExperts", **shape, "experts": numbers, "pad_text": True})
         yield f"experts/{COMPONENTS_FILE}", components
         for k, config in enumerate(source.experts):
-            about = {"model_type": "dit_expert", "expert_id": k, "recipe": {"model": asdict(config)}}
+            about = {"model_type": "dit_expert", "expert_id": k, "recipe": {"model": plain_record(config)}}
             yield f"{slot_folder(str(k))}/{CONFIG_FILE}", pretty(about)
             yield weights_path(str(k)), source.weights(k)
         yield f"{ROUTER}/{COMPONENTS_FILE}", components

@@ -1,34 +1,56 @@
 """The partition: every image to one of K clusters, by two-stage spherical k-means on the encoder's features.
 
 Decentralized Diffusion Models (arXiv 2501.05450): many fine centroids first, merged to K coarse ones, then each item to
-its nearest coarse centroid, with no balancing. Distances are those of L2-normalised features. The fine stage reads the
-features in pieces, so they may be a memory map larger than memory. The same features and seed give the same partition.
+its nearest coarse centroid. Distances are those of L2-normalised features. Features are read in blocks, so they may be
+anything that gives rows by slice and by number: a memory map, or shards on disk. In memory are a sample of at most
+`_FITTED_ROWS` rows for each fine centroid, and a few numbers an item. The same features and seed give the same
+partition on one machine. Two controls need no features: random shards, and one class a cluster (row_rule.py).
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 MAX_FINE = 1024
-SILHOUETTE_SAMPLE = 2048
+METHODS = ("clusters", "random", "class")
 
 _PIECE = 8192  # rows of features held as float32 at a time
-_SEEDING_SAMPLE = 65536  # rows the first centroids are chosen from
+_SEEDS = 8192  # k-means++ looks at this many rows, or at eight for each centroid
+_FITTED_ROWS = 128  # rows a fine centroid is fitted on: more do not move it (docs/results/partition-2026-11.md)
+_STAGED = 32768  # from this many rows on, Lloyd begins on a 16th of them, then a quarter
+_PRICED = 1 << 27  # numbers held while clusters are bounded: rows times clusters
+
+
+class FeatureArray(Protocol):
+    """float [N, F] that gives blocks of rows: a numpy array, a memory map, `expert.data.sharded_rows.ShardedRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Partition:
-    """centroids float32 [K, F], unit length; labels int64 [N], 0..K-1, cluster 0 the largest; fine: the first count."""
+    """centroids float32 [K, F], unit length; labels int64 [N], 0..K-1; fine: how many fine centroids there were.
+
+    method: one of METHODS; with "clusters" cluster 0 is the largest. biases float32 [K]: what is taken off a row's
+    cosine with each centroid before the highest wins; None without a bound on the clusters' sizes. class_key and
+    classes: with "class", the caption's field and the cluster of each of its values.
+    """
 
     centroids: np.ndarray
     labels: np.ndarray
     fine: int
     seed: int
+    method: str = "clusters"
+    biases: np.ndarray | None = None
+    class_key: str | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def clusters(self) -> int:
@@ -36,43 +58,32 @@ class Partition:
         return len(self.centroids)
 
 
-@dataclass(frozen=True)
-class ClusterReport:
-    """What the organiser should look at before signing.
-
-    sizes and shares of each cluster; silhouette (-1 to 1, cosine, on a sample; None when it is not defined) whole and
-    by cluster; families: for each cluster how many rows of each family, where the source knows them; purity: share of
-    rows in their cluster's main family; nmi: normalised mutual information of clusters and families; examples: rows
-    drawn at random from each cluster; warnings: sentences for a person.
-    """
-
-    sizes: tuple[int, ...]
-    shares: tuple[float, ...]
-    silhouette: float | None
-    silhouettes: tuple[float | None, ...]
-    families: tuple[Mapping[str, int], ...] | None
-    purity: float | None
-    nmi: float | None
-    examples: tuple[tuple[int, ...], ...]
-    warnings: tuple[str, ...]
-
-
 def partition(
-    features: np.ndarray, clusters: int, *, seed: int = 0, fine: int | None = None, rounds: int = 25
+    features: FeatureArray,
+    clusters: int,
+    *,
+    seed: int = 0,
+    fine: int | None = None,
+    rounds: int = 25,
+    balance: float | None = None,
 ) -> Partition:
     """Partition features float [N, F] into ``clusters`` clusters.
 
     ``fine`` centroids are fitted first (default: a 64th of the items, at least 8 a cluster and at most 1024) and merged
-    by Ward's criterion. Raises ValueError: fewer items than clusters, a feature that is not finite, or so many equal
-    items that a cluster would stay empty.
+    by Ward's criterion. ``balance`` bounds every cluster to that many times an even share (`bounded_biases`).
+
+    Raises ValueError: fewer items than clusters, a feature that is not finite, so many equal items that a cluster would
+    stay empty, or a balance below 1.
     """
-    if features.ndim != 2 or not features.size:
+    if len(features.shape) != 2 or not all(features.shape):
         raise ValueError(f"features must have the shape [items, numbers], got {list(features.shape)}")
     count = len(features)
     if not 1 <= clusters <= count:
         raise ValueError(
             f"{count} items cannot be partitioned into {clusters} clusters: prepare more, or ask for fewer"
         )
+    if balance is not None and balance < 1:
+        raise ValueError(f"clusters cannot be bounded to {balance} times an even share: give 1 or more")
     if fine is None:
         fine = min(MAX_FINE, max(8 * clusters, count // 64))
     fine = max(clusters, min(fine, count))
@@ -80,122 +91,159 @@ def partition(
     fine_centroids, sizes = _fine_centroids(features, fine, generator, rounds)
     if len(fine_centroids) < clusters:
         raise ValueError(f"only {len(fine_centroids)} different items for {clusters} clusters: ask for fewer clusters")
-    coarse = _merge(fine_centroids, sizes, clusters)
-    labels = nearest(features, coarse)
+    coarse = merge_fine(fine_centroids, sizes, clusters)
+    biases = None if balance is None else bounded_biases(features, coarse, balance)
+    labels = nearest(features, coarse, biases)
     counts = np.bincount(labels, minlength=clusters)
     if not counts.all():
         raise ValueError(f"{int((counts == 0).sum())} of {clusters} clusters would be empty: ask for fewer clusters")
     order = np.argsort(-counts, kind="stable")
     rank = np.empty(clusters, dtype=np.int64)
     rank[order] = np.arange(clusters)
-    return Partition(coarse[order], rank[labels], len(fine_centroids), seed)
+    bounds = None if biases is None else biases[order]
+    return Partition(coarse[order], rank[labels], len(fine_centroids), seed, biases=bounds)
 
 
-def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def nearest(features: FeatureArray, centroids: np.ndarray, biases: np.ndarray | None = None) -> np.ndarray:
     """int64 [N]: the centroid nearest to each of features float [N, F] by cosine; the lower number wins a tie.
 
-    Raises ValueError for shapes that do not fit or a feature that is not finite.
+    biases float [K] are taken off the cosines first. Raises ValueError for shapes that do not fit or a feature that is
+    not finite.
     """
-    if features.ndim != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1]:
+    if len(features.shape) != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1]:
         raise ValueError(f"features {list(features.shape)} do not fit centroids {list(centroids.shape)}")
-    unit = _normalised(np.asarray(centroids, dtype=np.float32))
-    pieces = [
-        (_normalised(features[start : start + _PIECE]) @ unit.T).argmax(axis=1)
-        for start in range(0, len(features), _PIECE)
-    ]
-    return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+    if biases is not None and biases.shape != (len(centroids),):
+        raise ValueError(f"biases {list(biases.shape)} do not fit {len(centroids)} centroids")
+    unit = unit_rows(np.asarray(centroids, dtype=np.float32))
+    out = np.empty(len(features), dtype=np.int64)
+    for start, piece in unit_pieces(features):
+        cosines = piece @ unit.T
+        out[start : start + len(piece)] = (cosines if biases is None else cosines - biases).argmax(axis=1)
+    return out
 
 
-def cluster_report(
-    features: np.ndarray,
-    found: Partition,
-    *,
-    captions: Sequence[Mapping[str, Any]] | None = None,
-    examples: int = 36,
-    seed: int = 0,
-) -> ClusterReport:
-    """Describe a partition. ``captions`` are the rows' caption records: "family" is used where every row has one."""
-    count, clusters = len(found.labels), found.clusters
-    sizes = np.bincount(found.labels, minlength=clusters)
-    generator = np.random.Generator(np.random.PCG64([seed, 1]))
-    silhouette, silhouettes = _silhouette(features, found.labels, clusters, generator)
-    families, purity, nmi = _families(found.labels, clusters, captions)
-    rows = [np.flatnonzero(found.labels == cluster) for cluster in range(clusters)]
-    chosen = [np.sort(generator.permutation(row)[:examples]) for row in rows]
-    return ClusterReport(
-        sizes=tuple(sizes.tolist()),
-        shares=tuple((sizes / count).tolist()),
-        silhouette=silhouette,
-        silhouettes=silhouettes,
-        families=families,
-        purity=purity,
-        nmi=nmi,
-        examples=tuple(tuple(row.tolist()) for row in chosen),
-        warnings=_warnings(sizes / count, silhouette),
+def bounded_biases(features: FeatureArray, centroids: np.ndarray, balance: float, *, rounds: int = 1000) -> np.ndarray:
+    """float32 [K] >= 0: what to take off the cosine with each centroid so that no cluster is larger than ``balance``
+    times an even share.
+
+    A bound of sizes alone would not say where a row goes that the organiser has never seen; a price for each cluster
+    does. Prices rise from zero, in turn and only where a cluster is over its bound, each to where exactly its bound
+    of rows stays: an auction (Bertsekas 1988), whose every step is a function of the features. Fitted on evenly spaced
+    rows where all rows times all clusters are more than memory should hold.
+
+    Raises ValueError: equal rows make the bound unreachable.
+    """
+    clusters = len(centroids)
+    stride = -(-len(features) * clusters // _PRICED)
+    rows = features if stride == 1 else features[np.arange(0, len(features), stride)]
+    unit = unit_rows(np.asarray(centroids, dtype=np.float32))
+    cosines = np.concatenate([piece @ unit.T for _, piece in unit_pieces(rows)])
+    bound = max(int(balance * len(rows) / clusters), -(-len(rows) // clusters))
+    biases = np.zeros(clusters, dtype=np.float32)
+    for _ in range(rounds):
+        counts = np.bincount((cosines - biases).argmax(axis=1), minlength=clusters)
+        if counts.max() <= bound:
+            return biases
+        over = int(counts.argmax())
+        priced = cosines - biases
+        priced[:, over] = -np.inf
+        lead = cosines[:, over] - priced.max(axis=1)  # the price at which each row leaves this cluster
+        ordered = np.sort(lead)[::-1]
+        price = (float(ordered[bound - 1]) + float(ordered[bound])) / 2
+        biases[over] = max(np.float32(price), np.nextafter(biases[over], np.float32(np.inf)))
+    raise ValueError(
+        f"no cluster sizes of at most {balance} times an even share were found in {rounds} rounds (many rows are equal "
+        "or the bound is too tight): give a larger --balance"
     )
 
 
-def example_grid(images: np.ndarray, *, columns: int = 6, scale: int = 3, gap: int = 2) -> bytes:
-    """A PNG of images uint8 [n, H, W, 3] side by side on white, each pixel drawn ``scale`` by ``scale``."""
-    from PIL import Image
+def directions(features: FeatureArray, labels: np.ndarray, clusters: int) -> np.ndarray:
+    """float32 [clusters, F]: the normalised mean direction of each cluster's rows; an empty cluster's is zero."""
+    sums = np.zeros((clusters, features.shape[1]), dtype=np.float64)
+    for start, piece in unit_pieces(features):
+        sums += _sums(piece, labels[start : start + len(piece)], clusters)
+    return unit_rows(sums)
 
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
-        raise ValueError(f"images must be uint8 [n, H, W, 3] with n > 0, got {images.dtype} {list(images.shape)}")
-    big = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, _ = big.shape
-    columns = min(columns, count)
-    lines = -(-count // columns)
-    sheet = np.full((lines * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
-    for place, image in enumerate(big):
-        top = gap + place // columns * (height + gap)
-        left = gap + place % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, format="PNG")
-    return stream.getvalue()
+
+def unit_pieces(features: FeatureArray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, float32 [b, F] of unit length) for consecutive blocks of rows. Raises ValueError as `nearest`."""
+    for start in range(0, len(features), _PIECE):
+        yield start, unit_rows(features[start : start + _PIECE], first=start)
 
 
 # --- the two stages ------------------------------------------------------------------------------------------------
 
 
-def _normalised(features: np.ndarray) -> np.ndarray:
+def unit_rows(features: np.ndarray, first: int = 0) -> np.ndarray:
     """float32 rows of unit length; a zero row stays zero. Raises ValueError when a number is not finite."""
     rows = np.asarray(features, dtype=np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
-        raise ValueError(f"row {int(np.flatnonzero(~np.isfinite(norms[:, 0]))[0])} of the features is not finite")
+        odd = first + int(np.flatnonzero(~np.isfinite(norms[:, 0]))[0])
+        raise ValueError(f"row {odd} of the features is not finite")
     return rows / np.maximum(norms, 1e-12)
 
 
+def _sums(piece: np.ndarray, cells: np.ndarray, count: int) -> np.ndarray:
+    """float [count, F]: the sum of the rows of piece [b, F] in each cell."""
+    if count <= 64:
+        members = np.zeros((count, len(piece)), dtype=np.float32)
+        members[cells, np.arange(len(piece))] = 1
+        return members @ piece
+    order = np.argsort(cells, kind="stable")
+    present, starts = np.unique(cells[order], return_index=True)
+    out = np.zeros((count, piece.shape[1]), dtype=np.float64)
+    out[present] = np.add.reduceat(piece[order], starts, axis=0)
+    return out
+
+
 def _fine_centroids(
-    features: np.ndarray, fine: int, generator: np.random.Generator, rounds: int
+    features: FeatureArray, fine: int, generator: np.random.Generator, rounds: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 [m, F], int64 [m]) m <= fine: Lloyd on the sphere from k-means++ seeds, empty cells dropped."""
+    """(float32 [m, F], int64 [m]) m <= fine: Lloyd on the sphere from k-means++ seeds, empty cells dropped.
+
+    Many rows are first fitted on evenly spaced 16ths and quarters of them: most of the way is covered there, at a
+    fraction of the cost.
+    """
     centroids = _seeds(features, fine, generator)
+    fitted = max(_FITTED_ROWS * fine, _STAGED)
+    if len(features) > fitted:
+        rows = np.sort(generator.permutation(len(features))[:fitted])
+        sample = np.empty((fitted, features.shape[1]), dtype=np.float32)
+        for start in range(0, fitted, _PIECE):
+            sample[start : start + _PIECE] = unit_rows(features[rows[start : start + _PIECE]])
+        features = sample
+    if len(features) > _STAGED:
+        for stride in (16, 4):
+            part = np.asarray(features[np.arange(0, len(features), stride)])
+            centroids, _ = _lloyd(part, centroids, rounds, settled=0.01)
+        return _lloyd(features, centroids, rounds, settled=0.02)
+    return _lloyd(features, centroids, rounds, settled=0.0)
+
+
+def _lloyd(features: FeatureArray, centroids: np.ndarray, rounds: int, settled: float) -> tuple[np.ndarray, np.ndarray]:
+    """At most `rounds` rounds, fewer when no more than the share `settled` of the rows changes its cell."""
     previous = None
     for _ in range(rounds):
         sums = np.zeros(centroids.shape, dtype=np.float64)
         labels = np.empty(len(features), dtype=np.int64)
-        for start in range(0, len(features), _PIECE):
-            piece = _normalised(features[start : start + _PIECE])
+        for start, piece in unit_pieces(features):
             labels[start : start + len(piece)] = cells = (piece @ centroids.T).argmax(axis=1)
-            members = np.zeros((len(centroids), len(piece)), dtype=np.float32)
-            members[cells, np.arange(len(piece))] = 1
-            sums += members @ piece
+            sums += _sums(piece, cells, len(centroids))
         sizes = np.bincount(labels, minlength=len(centroids))
         kept = sizes > 0
-        centroids = _normalised(sums[kept])
+        centroids = unit_rows(sums[kept])
         sizes = sizes[kept]
-        if kept.all() and previous is not None and np.array_equal(labels, previous):
+        if kept.all() and previous is not None and (labels != previous).mean() <= settled:
             break
         previous = labels if kept.all() else None
     return centroids, sizes
 
 
-def _seeds(features: np.ndarray, fine: int, generator: np.random.Generator) -> np.ndarray:
+def _seeds(features: FeatureArray, fine: int, generator: np.random.Generator) -> np.ndarray:
     """k-means++ (Arthur and Vassilvitskii 2007) on a sample: float32 [m, F], m <= fine (fewer when items repeat)."""
-    size = min(len(features), _SEEDING_SAMPLE)
-    sample = _normalised(features[np.sort(generator.permutation(len(features))[:size])])
+    size = min(len(features), max(_SEEDS, 8 * fine))
+    sample = unit_rows(features[np.sort(generator.permutation(len(features))[:size])])
     chosen = [int(generator.integers(size))]
     distance = 1 - sample @ sample[chosen[0]]
     while len(chosen) < fine:
@@ -208,7 +256,7 @@ def _seeds(features: np.ndarray, fine: int, generator: np.random.Generator) -> n
     return sample[chosen]
 
 
-def _merge(fine: np.ndarray, sizes: np.ndarray, clusters: int) -> np.ndarray:
+def merge_fine(fine: np.ndarray, sizes: np.ndarray, clusters: int) -> np.ndarray:
     """Ward's criterion (1963) on the fine centroids, each with the weight of its items: float32 [clusters, F].
 
     Weights matter: without them a handful of odd items that got a fine centroid of their own ends as a coarse cluster.
@@ -226,7 +274,7 @@ def _merge(fine: np.ndarray, sizes: np.ndarray, clusters: int) -> np.ndarray:
         costs[other] = costs[:, other] = np.inf
         costs[one] = np.where(alive, _merge_costs(means, weights, int(one)), np.inf)
         costs[:, one] = costs[one]
-    return _normalised(means[alive])
+    return unit_rows(means[alive])
 
 
 def _merge_costs(means: np.ndarray, weights: np.ndarray, row: int) -> np.ndarray:
@@ -236,54 +284,3 @@ def _merge_costs(means: np.ndarray, weights: np.ndarray, row: int) -> np.ndarray
     costs = weights * weights[row] / (weights + weights[row]) * distances
     costs[row] = np.inf
     return costs
-
-
-# --- the report ----------------------------------------------------------------------------------------------------
-
-
-def _silhouette(
-    features: np.ndarray, labels: np.ndarray, clusters: int, generator: np.random.Generator
-) -> tuple[float | None, tuple[float | None, ...]]:
-    rows = np.sort(generator.permutation(len(labels))[:SILHOUETTE_SAMPLE])
-    here = labels[rows]
-    if not 2 <= len(np.unique(here)) < len(here):
-        return None, (None,) * clusters
-    from sklearn.metrics import silhouette_samples
-
-    values = silhouette_samples(_normalised(features[rows]), here, metric="cosine")
-    members = [values[here == cluster] for cluster in range(clusters)]
-    parts = tuple(float(part.mean()) if len(part) else None for part in members)
-    return float(values.mean()), parts
-
-
-def _families(
-    labels: np.ndarray, clusters: int, captions: Sequence[Mapping[str, Any]] | None
-) -> tuple[tuple[Mapping[str, int], ...] | None, float | None, float | None]:
-    if not captions or not all("family" in caption for caption in captions):
-        return None, None, None
-    names, codes = np.unique([str(caption["family"]) for caption in captions], return_inverse=True)
-    table = np.zeros((clusters, len(names)), dtype=np.int64)
-    np.add.at(table, (labels, codes), 1)
-    families = tuple(
-        {str(names[place]): int(row[place]) for place in np.argsort(-row, kind="stable") if row[place]} for row in table
-    )
-    from sklearn.metrics import normalized_mutual_info_score
-
-    return families, float(table.max(axis=1).sum() / len(labels)), float(normalized_mutual_info_score(codes, labels))
-
-
-def _warnings(shares: np.ndarray, silhouette: float | None) -> tuple[str, ...]:
-    fair = 1 / len(shares)
-    found = []
-    if len(shares) > 1:
-        for cluster, share in enumerate(shares.tolist()):
-            if share > min(0.75, 2.5 * fair):
-                found.append(
-                    f"cluster {cluster} holds {share:.0%} of the images, {share / fair:.1f} times an even share: "
-                    "a catch-all; look at its example grid, and try another number of clusters"
-                )
-            elif share < 0.1 * fair:
-                found.append(f"cluster {cluster} holds only {share:.1%} of the images: its expert will see very few")
-    if silhouette is not None and silhouette < 0.05:
-        found.append(f"the clusters overlap (silhouette {silhouette:.2f}): experts will share one kind of picture")
-    return tuple(found)

@@ -6,7 +6,7 @@ Cross-entropy on the true cluster of labelled, noised samples at every t (Decent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, sample_t
 from paris_swarm.expert.model import seeded
 from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
+from paris_swarm.expert.task import Examples
 from paris_swarm.expert.verify import BAR_MARGIN, BATCH, PROBE_TIMES, Probe, load_probe
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import RouterRecipe
@@ -50,13 +51,21 @@ class LabelledBatch:
 class RouterTask:
     """A router learns p(k | x_t, t, caption), the caption replaced by the null caption with the recipe's probability.
 
-    labels [N]: the cluster of every row of the data (not only of `rows`), as `select_rows` takes them.
+    labels [N]: the cluster of every row of the data (not only of `rows`), as `select_rows` takes them. drawn_by: where
+    the rows are drawn ones (drawn_rows.py), the root of each cluster's expert: the checkpoint's provenance says so.
 
     Raises:
         ValueError: a row has no label, or one outside 0..K-1, or a cluster has no row.
     """
 
-    def __init__(self, recipe: RouterRecipe, rows: Rows, labels: NDArray[np.integer[Any]], probe: RouterProbe) -> None:
+    def __init__(
+        self,
+        recipe: RouterRecipe,
+        rows: Rows,
+        labels: NDArray[np.integer[Any]],
+        probe: RouterProbe,
+        drawn_by: Mapping[str, str] | None = None,
+    ) -> None:
         clusters = recipe.model.clusters
         if int(rows.rows.max()) >= len(labels):
             raise ValueError(f"one label a row is needed: {len(labels)} labels, but a row {int(rows.rows.max())}")
@@ -71,6 +80,7 @@ class RouterTask:
         self._rows = rows
         self._labels = own
         self._probe = probe
+        self._drawn_by = None if drawn_by is None else dict(drawn_by)
         self._order = BatchOrder(len(rows), recipe.train.batch, recipe.train.seed)
 
     @property
@@ -80,11 +90,17 @@ class RouterTask:
 
     def rows_used(self) -> RowsUsed:
         """Which rows it is trained on, and with which label each, for the checkpoint's provenance."""
-        return self._rows.used(self._labels)
+        used = self._rows.used(self._labels)
+        if self._drawn_by is None:
+            return used
+        return RowsUsed.model_validate({**used.model_dump(), "drawn_by": self._drawn_by})
 
     def build_model(self) -> Router:
         """The network with initial weights that depend on the recipe's seed alone."""
         return build_router(self._recipe)
+
+    def begin(self, model: nn.Module) -> None:
+        """A router starts from its initial weights."""
 
     def batch(self, step: int) -> LabelledBatch:
         """The labelled rows of `step`, on the CPU."""
@@ -92,15 +108,26 @@ class RouterTask:
         batch = self._rows.batch(positions)
         return LabelledBatch(batch.x0, batch.states, batch.mask, torch.from_numpy(self._labels[positions]))
 
-    def loss(self, model: nn.Module, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
-        """Cross-entropy in nats on `batch`, noised with times and noise from `generator`: a scalar."""
+    def draw(self, batch: LabelledBatch, generator: torch.Generator) -> Examples:
+        """Times, noise and dropped captions of `batch` from `generator`."""
         config = self._recipe.train
         device = batch.x0.device
         t = sample_t(batch.x0.shape[0], config, generator, device)  # [B]
         noise = torch.randn(batch.x0.shape, generator=generator, device=device)  # [B, C, H, W]
         states, mask = drop_captions(batch.states, batch.mask, self._rows.null, config.condition_dropout, generator)
-        logits = model(interpolate(batch.x0, noise, t), t, states, mask)  # [B, K]
-        return F.cross_entropy(logits.float(), batch.labels)
+        parts = {"x0": batch.x0, "noise": noise, "states": states, "mask": mask, "labels": batch.labels}
+        return Examples(t, parts)
+
+    def losses(self, model: nn.Module, examples: Examples) -> Tensor:
+        """Cross-entropy in nats of each example: float32 [B]."""
+        parts = examples.parts
+        x = interpolate(parts["x0"], parts["noise"], examples.t)  # [B, C, H, W]
+        logits = model(x, examples.t, parts["states"], parts["mask"])  # [B, K]
+        return F.cross_entropy(logits.float(), parts["labels"], reduction="none")
+
+    def loss(self, model: nn.Module, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+        """Mean of `losses` over `batch`: a scalar."""
+        return self.losses(model, self.draw(batch, generator)).mean()
 
     def probe(self, model: nn.Module) -> float:
         """Cross-entropy on the probe rows at fixed times and noise."""

@@ -129,7 +129,7 @@ class DDMExperts(StrictComponent):
         if lock.is_file():
             about["assembly"] = plain_blake3_hex(lock.read_bytes())
         configs = {str(k): read_json(folder / f"expert_{k}" / CONFIG_NAME) for k in sorted(names)}
-        shapes = {shape_of(model_config(each)) for each in configs.values()}
+        shapes = {model_config(each).data_shape for each in configs.values()}
         if len(shapes) != 1:
             raise WeightsRefused(f"{folder}: the experts disagree about the shape of pictures or captions")
         model = cls(number, configs, about)
@@ -211,11 +211,6 @@ def router_config(config: Mapping[str, Any]) -> RouterConfig:
         return read_record(RouterConfig, config["recipe"]["model"], "recipe.model")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsRefused(f"the router's {CONFIG_NAME} cannot be used: {error!r}") from error
-
-
-def shape_of(config: ModelConfig) -> tuple[int, int, int]:
-    """What experts of one model have in common, whatever their size."""
-    return config.channels, config.resolution, config.text_dim
 
 
 def load_strictly(network: nn.Module, path: Path) -> None:

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from paris_swarm.expert.flow import from_pixels
-from paris_swarm.router.draw import DrawStep, draw
+from paris_swarm.router.draw import DrawStep, draw, vae_decoder
 from paris_swarm.router.ensemble import Ensemble, NullText
 from paris_swarm.router.png import provenance
 from paris_swarm.router.samplers import SAMPLERS, Sampler, named_sampler, times
@@ -221,7 +221,9 @@ class DDMPipeline(DiffusionPipeline):
         ).to(self._execution_device)
         mask = torch.ones_like(ids["input_ids"]) if whole else ids["attention_mask"]  # [P, L]
         with torch.inference_mode():
-            hidden = self.text_encoder(ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state
+            # Where padding counts the encoder never saw a mask either (CLIP, as in Stable Diffusion).
+            seen = None if whole else ids["attention_mask"]
+            hidden = self.text_encoder(ids["input_ids"], attention_mask=seen).last_hidden_state
             states = (hidden.float() * mask[..., None]).half().float()  # [P, L, D]
         return states.cpu(), mask.sum(dim=1).cpu()
 
@@ -257,14 +259,7 @@ class DDMPipeline(DiffusionPipeline):
         """From what was sampled [b, C, H, W] to uint8 [b, H, W, 3], or to itself for "latent"."""
         if output_type == "latent":
             return torch.Tensor.float
-        if self.vae is None:
-            return from_pixels
-
-        def decode(x: Tensor) -> Tensor:
-            latents = x / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-            return from_pixels(self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0])
-
-        return decode
+        return from_pixels if self.vae is None else vae_decoder(self.vae)
 
 
 def by_scheduler(scheduler: Any) -> Sampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import shutil
@@ -279,6 +280,29 @@ def test_our_own_loader_verifies_and_runs_no_code_of_the_folder(elsewhere, copie
     (copied / PIPELINE_FILE).write_text("raise SystemExit('ran')\n")
     with pytest.raises(ChangedFile, match=PIPELINE_FILE):
         load_pipeline(copied)
+
+
+def test_minilm_is_compared_with_its_pinned_files(copied, monkeypatch):
+    from dataclasses import replace
+
+    from paris_swarm.expert.data import encoders
+    from paris_swarm.router import diffusers_folder
+    from paris_swarm.router.encoder_files import OtherEncoder
+
+    verified = verify_folder(copied)
+    said = verified.plan.plan.model_copy(update={"data": {"text": {"digest": encoders.MINILM_SHA256}}})
+    swapped = replace(verified, plan=replace(verified.plan, plan=said))
+    diffusers_folder._check_minilm(verified)  # of a plan with another text encoder: nothing to compare with
+    with pytest.raises(OtherEncoder, match="text_encoder/"):
+        diffusers_folder._check_minilm(swapped)
+    for name, path in (("MINILM_SHA256", TEXT_WEIGHTS), ("MINILM_TOKENIZER_SHA256", "tokenizer/tokenizer.json")):
+        monkeypatch.setattr(encoders, name, hashlib.sha256((copied / path).read_bytes()).hexdigest())
+    said.data["text"]["digest"] = encoders.MINILM_SHA256
+    with pytest.raises(OtherEncoder, match=r"text_encoder/config\.json"):
+        diffusers_folder._check_minilm(swapped)
+    config = json.loads((copied / "text_encoder" / "config.json").read_bytes())
+    monkeypatch.setattr(diffusers_folder, "MINILM_CONFIG", config)
+    diffusers_folder._check_minilm(swapped)
 
 
 def test_the_code_of_a_folder_is_locked(copied):

@@ -198,7 +198,7 @@ def test_the_probe_is_the_union_of_the_slots_and_reproducible(data, probe_path):
 
 
 def test_recipes_read_back_and_refuse_what_they_do_not_know():
-    for name in ("tiny", "S/2", "B/2"):
+    for name in SIZES:
         recipe = named_router_recipe(name)
         assert RouterRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     value = DEMO.to_dict()
@@ -217,6 +217,33 @@ def test_recipes_read_back_and_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="B/2"):
         named_router_recipe("B/4")
     assert DEMO.digest() != DEMO.with_train(seed=9).digest()
+
+
+def test_named_sizes_have_the_numbers_of_parameters_that_are_said_of_them():
+    """129.1M is published for B/2 without captions; how it is modulated is not (recipe.SIZES)."""
+    counts = {}
+    for name, config in SIZES.items():
+        with torch.device("meta"):
+            counts[name] = sum(parameter.numel() for parameter in Router(config).parameters())
+    assert counts["B/2-blind"] == 129_725_960
+    assert abs(counts["B/2-blind"] / 129.1e6 - 1) < 0.006
+    for name in ("tiny", "S/2", "B/2"):
+        seeing, blind = SIZES[name], SIZES[f"{name}-blind"]
+        assert (seeing.text, blind) == ("pooled", replace(seeing, text="none"))
+        assert counts[name] - counts[f"{name}-blind"] == (seeing.text_dim + 1) * seeing.hidden
+    assert counts["tiny"] == 363_556
+
+
+def test_a_router_with_modulation_of_its_own_in_each_block_learns_too(data, probe_path, tmp_path):
+    recipe = with_train(replace(ROUTER_RECIPE, model=replace(ROUTER_RECIPE.model, adaln="zero")), steps=80, batch=32)
+    names = build_router(recipe).state_dict()
+    assert "layers.0.adaln.1.weight" in names and not any(name.startswith("t_block") for name in names)
+    reports = list(train(TrainJob(router_task(data, probe_path, recipe), tmp_path, device="cpu", precision="fp32")))
+    saved = next(report for report in reports if isinstance(report, CheckpointReport))
+    assert saved.probe_loss < 0.6 * router_assemblable_bar(load_router_probe(probe_path, K, 5))
+    value = recipe.to_dict()
+    assert RouterRecipe.from_dict(value) == recipe
+    assert "adaln" not in ROUTER_RECIPE.to_dict()["model"], "older recipes keep their digest"
 
 
 def test_a_recipe_is_fitted_to_its_data():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paris_swarm.router.partition import Partition, cluster_report, example_grid, nearest, partition
+from paris_swarm.router.cluster_report import cluster_report, example_grid
+from paris_swarm.router.partition import Partition, nearest, partition
 
 
 def blobs(sizes, dim=32, spread=0.25, seed=0):
@@ -183,3 +184,33 @@ def test_the_embedded_families_are_found_from_the_pretrained_features():
     assert report.purity > 0.95
     assert min(report.sizes) > 60
     assert report.warnings == ()
+
+
+class Blocks:
+    """Features that can only be read in blocks: how many rows were asked for at once is remembered."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        self.shape = rows.shape
+        self.largest = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, wanted):
+        block = self._rows[wanted]
+        self.largest = max(self.largest, len(block))
+        return block
+
+
+def test_many_rows_are_fitted_in_stages_and_never_held_at_once(monkeypatch):
+    for name, value in (("_PIECE", 64), ("_STAGED", 200), ("_FITTED_ROWS", 4), ("_SEEDS", 64)):
+        monkeypatch.setattr(f"paris_swarm.router.partition.{name}", value)
+    features, truth = blobs((900, 500, 400, 200), spread=1.0)
+    blocks = Blocks(features)
+    found = partition(blocks, 4, seed=3, fine=64)
+    assert [len(np.unique(found.labels[truth == group])) for group in range(4)] == [1, 1, 1, 1]
+    assert np.bincount(found.labels).tolist() == [900, 500, 400, 200]
+    assert blocks.largest <= 8 * 64  # the seeds' sample; of 2,000 rows
+    again = partition(features, 4, seed=3, fine=64)
+    assert np.array_equal(again.centroids, found.centroids)

@@ -1,0 +1,147 @@
+"""Weights held in fewer bits, networks filled again and again, batch sizes a compiler has seen before."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from paris_swarm.expert.model import Expert, seeded
+from paris_swarm.expert.recipe import ModelConfig
+from paris_swarm.router.resident import weight_bytes
+from paris_swarm.router.weights import EightBit, Skeleton, StableShapes, TensorsDiffer, hold, stable_size
+
+CONFIG = ModelConfig(resolution=8, patch=2, hidden=96, depth=2, heads=3, text_dim=40, text_tokens=5, output="residual")
+
+
+def network(seed: int = 0) -> nn.Module:
+    made = seeded(Expert, CONFIG, seed)
+    for parameter in made.parameters():
+        if not parameter.any():  # an untrained last layer says zero, in any precision
+            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(seed))
+    return made.eval().requires_grad_(False)
+
+
+def asked(count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(count, 3, 8, 8, generator=generator)
+    states = torch.randn(count, 5, 40, generator=generator)
+    return x, torch.linspace(0.1, 0.9, count), states, torch.ones(count, 5, dtype=torch.bool)
+
+
+def filled(seed: int = 0) -> nn.Module:
+    return Skeleton(lambda: seeded(Expert, CONFIG, 3)).filled(network(seed).state_dict())
+
+
+def test_a_skeleton_is_filled_with_any_weights_and_keeps_none() -> None:
+    skeleton = Skeleton(lambda: seeded(Expert, CONFIG, 3))
+    first, second = skeleton.filled(network(1).state_dict()), skeleton.filled(network(2).state_dict())
+    for made, seed in ((first, 1), (second, 2)):
+        torch.testing.assert_close(made(*asked()), network(seed)(*asked()), rtol=0, atol=0)
+        assert not any(parameter.requires_grad for parameter in made.parameters())
+    weights = network(1).state_dict()
+    weights["text_proj.bias"] += 1
+    assert not torch.equal(first(*asked()), skeleton.filled(weights)(*asked()))
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_tensors_of_another_network_are_refused(change: str) -> None:
+    tensors = dict(network().state_dict())
+    if change == "missing":
+        del tensors["pos_embed"]
+    elif change == "extra":
+        tensors["pos_embed_2"] = tensors["pos_embed"]
+    else:
+        tensors["pos_embed"] = tensors["pos_embed"][:, :-1]
+    with pytest.raises(TensorsDiffer, match="pos_embed"):
+        Skeleton(lambda: seeded(Expert, CONFIG, 3)).filled(tensors)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share", "error"), [("fp32", 1.0, 0.0), ("bf16", 0.51, 0.02), ("int8", 0.32, 0.02)]
+)
+def test_fewer_bits_take_less_memory_and_say_almost_the_same(precision: str, share: float, error: float) -> None:
+    exact = network()(*asked())
+    held = hold(filled(), precision)
+    said = held(*asked())
+    assert said.dtype == torch.float32
+    assert float((said - exact).norm() / exact.norm()) <= error
+    assert weight_bytes(held) <= share * weight_bytes(network())
+    if precision != "fp32":
+        assert not torch.equal(said, exact)  # it is held as it says
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(("output", "path"), [("noise", "cosine"), ("data", "cosine"), ("noise", "flow")])
+def test_experts_of_every_objective_can_be_held_in_fewer_bits(precision: str, output: str, path: str) -> None:
+    config = replace(CONFIG, output=output, path=path, data_limit=1.0)
+    exact = seeded(Expert, config, 0).eval().requires_grad_(False)
+    exact.load_state_dict(network().state_dict())
+    x, t, states, mask = asked()
+    said = hold(copy.deepcopy(exact), precision)(x, t, states, mask)
+    assert said.dtype == torch.float32
+    assert float((said - exact(x, t, states, mask)).norm() / exact(x, t, states, mask).norm()) <= 0.02
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="fp32, bf16, int8"):
+        hold(filled(), "fp4")
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 40))
+def test_an_eight_bit_number_is_off_by_half_a_step_at_most(seed: int, rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator) * 10 ** torch.randn(rows, 1, generator=generator)
+    weight[0] = 0
+    whole, scale = EightBit().right_inverse(weight)
+    assert whole.dtype == torch.int8
+    assert scale.shape == (rows, 1)
+    assert bool(((EightBit()(whole, scale) - weight).abs() <= 0.5001 * scale).all())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000))
+def test_stable_sizes_are_few_and_at_most_half_too_large(count: int) -> None:
+    size = stable_size(count)
+    assert count <= size <= max(count * 1.5, count + 1)
+    assert stable_size(size) == size
+    assert len({stable_size(each) for each in range(1, count + 1)}) <= 2 * count.bit_length() + 1
+
+
+def test_filled_up_groups_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def compiler(inner: nn.Module, *, dynamic: bool) -> object:
+        assert dynamic is False
+
+        def call(x: Tensor, *rest: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return inner(x, *rest)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    stable = StableShapes(network())
+    for count in (1, 4, 5, 7):
+        torch.testing.assert_close(stable(*asked(count)), network()(*asked(count)))
+    assert sizes == [1, 4, 6, 8]
+    assert weight_bytes(stable) == weight_bytes(network())
+
+
+@pytest.mark.slow
+def test_compiled_experts_share_one_compilation() -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    with torch.inference_mode():
+        for seed in range(3):
+            for count in (3, 5, 6):
+                torch.testing.assert_close(
+                    StableShapes(network(seed))(*asked(count)), network(seed)(*asked(count)), rtol=1e-4, atol=1e-4
+                )
+    assert counters["stats"]["unique_graphs"] == 2  # two batch sizes, whatever the number of experts

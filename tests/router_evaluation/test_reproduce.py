@@ -1,0 +1,103 @@
+"""`benchmarks/reproduce.py`: both sides pay the same, and what is done is never done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FACTS = {"channels": 3, "text": {"dim": 384, "tokens": 30}}
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", ["small", "toy"])
+def test_every_arm_of_a_seed_has_the_same_training_flops(name):
+    from reproduce_grid import SCALES, training_flops
+
+    scale = SCALES[name]
+    dense = scale.dense_recipe(0, FACTS)
+    for clusters in scale.clusters:
+        expert, router = scale.expert_recipe(clusters, 0, FACTS), scale.router_recipe(clusters, 0, FACTS)
+        assert expert.train.batch * clusters == dense.train.batch
+        assert (expert.model, replace(expert.train, batch=1, steps=1)) == (
+            dense.model,
+            replace(dense.train, batch=1, steps=1),
+        )
+        whole = clusters * training_flops(expert) + training_flops(router)
+        one_step = training_flops(dense) / dense.train.steps
+        assert abs(training_flops(dense) - whole) <= 0.51 * one_step
+
+
+def test_flops_are_those_of_the_matrix_products():
+    from reproduce_grid import forward_flops
+
+    from paris_swarm.expert.recipe import ModelConfig
+
+    small = ModelConfig(
+        resolution=8, patch=4, hidden=16, depth=1, heads=1, text_dim=8, text_tokens=5, pooled_text=False
+    )
+    n, d, tokens = 4, 16, 5
+    attention = 2 * (4 * n * d * d + 2 * n * n * d)
+    cross = 2 * (2 * n * d * d + 2 * tokens * d * d + 2 * n * tokens * d)
+    mlp = 2 * (8 * n * d * d)
+    ends = 2 * (n * 48 * d + n * d * 48 + tokens * 8 * d + 256 * d + d * d + d * 6 * d)
+    assert forward_flops(small) == attention + cross + mlp + ends
+
+
+def test_words_follow_the_interval_of_the_difference():
+    from reproduce_report import difference, word
+
+    def cell(fid: float) -> dict:
+        distances = {"fid": fid, "kid": 0.0, "kid_deviation": 0.0, "precision": 0.0, "recall": 0.0}
+        measures = {"distances": distances, "cluster_accuracy": 1.0, "attribute_accuracy": None}
+        other = ("held_out_loss", "step_flops", "experts_used", "training_flops")
+        return {"measures": measures, **dict.fromkeys(other, 1.0)}
+
+    low = {seed: cell(10.0 + seed) for seed in range(3)}
+    high = {seed: cell(20.0 + seed) for seed in range(1, 5)}
+    found = difference(low, high, "fid")
+    assert (found.mean, found.half, found.count) == (-10.0, 0.0, 2)
+    assert [word(found, expected) for expected in (-1, 1, 0)] == ["agrees", "contradicts", "lower"]
+    assert word(difference(low, {0: cell(10.0), 1: cell(12.0)}, "fid"), -1) == "not decided"
+    assert word(difference(low, {7: cell(1.0)}, "fid"), -1) == "empty"
+    assert difference(low, high, "attribute_accuracy") is None
+
+
+@pytest.mark.slow
+def test_toy_grid_stops_resumes_and_writes_its_page(tmp_path):
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*more: object) -> str:
+        command = [sys.executable, BENCHMARKS / "reproduce.py", out, "--scale", "toy", "--workers", "2", *more]
+        return subprocess.run(
+            list(map(str, command)), env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    run("--report", page)  # before anything is done: every cell is said to be empty
+    assert "encoder-2 full" in page.read_text().partition("### Empty cells")[2]
+    assert "0 of 24" in run("--budget-minutes", 0)
+    assert "24 of 24" in run()
+    cells = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert len(cells) == 10
+    next(iter(cells)).unlink()
+    assert "24 of 24" in run()
+    again = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert sum(cells[path] != again[path] for path in cells) == 1
+    trained = [json.loads(path.read_text()) for path in (out / "parts").rglob("done.json")]
+    assert {part["steps"] for part in trained} == {4, 5}  # the dense model takes one more for the router
+    page.write_text(page.read_text().replace("# The claim, reproduced", "# By hand"))
+    run("--report", page)
+    text = page.read_text()
+    assert text.startswith("# By hand") and "None of this scale." in text and "| real held-out pictures |" in text
+    assert page.with_suffix(".png").is_file()
