@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := cli dht_schemas expert router swarm
 
-.PHONY: setup demo test lint test-slow test-full transfer-faults typing fuzz wheel clean
+.PHONY: setup demo test lint test-slow test-full reproduce-small kills gpu transfer-faults typing fuzz wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,10 +42,23 @@ test-full: $(STAMP)  ## the demo itself, at its full size, held to its own figur
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
 
 transfer-faults: $(STAMP)  ## downloads under every fault, and the table of what each cost (docs/results)
-	@rm -f build/faults.md build/faults.md.relay; mkdir -p build
+	@rm -f build/faults.md build/faults.md.relay build/faults.md.stingy; mkdir -p build
 	PARIS_SWARM_FAULTS_TABLE=$(CURDIR)/build/faults.md $(BIN)/python -m pytest -m 'slow or not slow' \
 		tests/swarm/test_transfer_faults.py tests/swarm/test_transfer_relayed.py $(PYTEST_ARGS)
-	@cat build/faults.md build/faults.md.relay
+	@cat build/faults.md build/faults.md.relay build/faults.md.stingy
+
+reproduce-small: $(STAMP)  ## K experts against one dense model of the same FLOPs, 90 minutes on 2 cores, resumable (REPRODUCE_ARGS="--budget-minutes 30")
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce.py build/reproduce-small --scale small $(REPRODUCE_ARGS)
+	$(BIN)/python benchmarks/reproduce.py build/reproduce-small --scale small --report build/reproduce-small/tables.md
+	@echo "Tables: build/reproduce-small/tables.md"
+
+kills: $(STAMP)  ## a training process killed 200 times at random moments: what is lost (a few minutes)
+	$(BIN)/python -m pytest -m kills -s tests/expert/test_kills.py $(PYTEST_ARGS)
+
+gpu: $(STAMP)  ## on a machine with a CUDA card: the GPU tests, then XL/2's speed, MFU and memory (docs/results)
+	$(BIN)/python -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "this torch (%s) sees no CUDA card; install the CUDA build of torch into $(VENV) first" % torch.__version__)'
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -m gpu tests/expert/test_on_gpu.py $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/gpu.py
 
 fuzz: $(STAMP)  ## coverage-guided fuzzing of every parser, hours at full budget (FUZZ_ARGS="claim --seconds 60")
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0'

@@ -20,6 +20,7 @@ from paris_swarm.cli.verbs import (
     audit,
     bootstrap,
     demo,
+    evaluate,
     export,
     identity,
     import_,
@@ -29,6 +30,7 @@ from paris_swarm.cli.verbs import (
     leave,
     notice,
     prepare,
+    router,
     sample,
     status,
     store,
@@ -63,10 +65,12 @@ app.command("assemble")(assemble.assemble)
 app.command("verify", cls=verify.VerifyCommand)(verify.verify)
 app.command("audit")(audit.audit)
 app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(identity.app, name="identity")
 app.add_typer(store.app, name="store")
+app.add_typer(router.app, name="router")
 app.command("leave")(leave.leave)
 app.command("demo")(demo.demo)
 

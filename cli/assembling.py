@@ -12,7 +12,7 @@ from paris_swarm.cli.connect import Connected
 from paris_swarm.cli.probing import ProbeRows, load_slot, slot_loss
 from paris_swarm.dht_schemas.errors import NotFinite, RecordError
 from paris_swarm.dht_schemas.records import Announcement
-from paris_swarm.swarm.node import Candidate
+from paris_swarm.swarm.sightings import Candidate
 from paris_swarm.swarm.transport import TransportError
 
 if TYPE_CHECKING:

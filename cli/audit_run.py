@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class AuditOptions:
     device: str
     threads: int
     keep_work: bool
+    start_from: tuple[Path, ...] = ()
 
 
 # ---- what it came to ----------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ async def run_audit(shared: Settings, home: Home, invite: Invite, options: Audit
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeRemainingColumn(), console=shared.console, disable=shared.as_json) as bars:
         plan_folder, evidence = await _find(home, invite, options, bars)
+        plan_folder = replace(plan_folder, brought=options.start_from)
         return await _judge(home, plan_folder, evidence, options, bars)
 
 
@@ -227,7 +229,17 @@ async def _judge(
         home.swarm(plan_folder.plan_id).path / "audits", evidence.root, said, evidence.manifest.parent, device, threads
     )
     place = ReplayPlace(
-        plan_folder, options.data, evidence.slot, folder, folder / "start", evidence.manifest.step, device, threads
+        plan_folder,
+        options.data,
+        evidence.slot,
+        folder,
+        folder / "start",
+        evidence.manifest.step,
+        device,
+        threads,
+        said.environment.micro_batch,
+        said.environment.compiled,
+        said.environment.deterministic,
     )
     if not prepared_start(place.start):
         await asyncio.to_thread(write_start, place.start, task, said.from_step, evidence.parent_folder)

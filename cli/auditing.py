@@ -253,6 +253,12 @@ def checked_task(plan_folder: PlanFolder, data: PreparedData, evidence: Evidence
     """
     said = evidence.provenance
     task = build_task(plan_folder, data, evidence.slot)
+    asked = task.recipe.train.precision
+    if asked not in ("any", said.environment.precision):
+        raise Unverified(
+            f"{evidence.root[:12]} was trained in {said.environment.precision}, the plan asks for {asked} in slot "
+            f"{evidence.slot}"
+        )
     for name, theirs, ours in (
         ("recipe", said.recipe, task.recipe.digest()),
         ("seed", said.seed, task.recipe.train.seed),

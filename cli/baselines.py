@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from paris_swarm.cli.plan_folder import PlanFolder
 from paris_swarm.cli.probing import open_half
-from paris_swarm.cli.tasks import ROUTER, check_data, data_facts
+from paris_swarm.cli.row_labels import router_allowance, row_labels
+from paris_swarm.cli.tasks import ROUTER, check_data, data_facts, expert_recipe, start_files
 from paris_swarm.dht_schemas.digest import blake3_hex
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def audit_baselines(
     unknown: dict[str, int] = {}
     problems: list[str] = []
     notes: list[str] = []
+    if absent := _absent_starts(plan_folder):
+        notes.append(
+            f"the resumable bars of slot {', '.join(absent)} were not checked: pass --start-from, the start weights"
+        )
     if data is None:
         notes.append("the experts' assemblable bars and the choice of probe rows were not checked: pass --data DATA")
     else:
@@ -69,7 +74,7 @@ def audit_baselines(
         fitted = _assemblable(plan_folder, data)
         if same:
             figures += fitted
-            if drawn["sealed"]:
+            if drawn["sealed"] and not absent:
                 say("computing the bars of the sealed half")
                 figures += _sealed_bars(plan_folder, data)
             problems += [
@@ -110,31 +115,32 @@ def _compared(plan_folder: PlanFolder, slot: str, bar: str, planned: float, comp
 
 
 def _bars_without_data(plan_folder: PlanFolder) -> list[BarFigure]:
-    from paris_swarm.expert.recipe import Recipe
     from paris_swarm.expert.verify import resumable_bar
     from paris_swarm.router.recipe import RouterRecipe
     from paris_swarm.router.task import join_probes, router_assemblable_bar, router_resumable_bar
 
     plan = plan_folder.opened.plan
     rows = open_half(plan_folder)
-    recipe = Recipe.from_dict(plan.expert.recipe)
-    found = [
-        _figure(plan_folder, slot, "resumable", resumable_bar(recipe, probe)) for slot, probe in rows.probes.items()
-    ]
+    found = []
+    for slot, probe in rows.probes.items():
+        recipe = expert_recipe(plan, slot)
+        start = plan_folder.start_weights(recipe)
+        if recipe.start is None or start is not None:
+            found.append(_figure(plan_folder, slot, "resumable", resumable_bar(recipe, probe, start)))
     union = join_probes(list(rows.probes.values()), plan.verification.probe_seed)
     router = RouterRecipe.from_dict(plan.router.recipe)
-    found.append(_figure(plan_folder, ROUTER, "resumable", router_resumable_bar(router, union)))
-    found.append(_figure(plan_folder, ROUTER, "assemblable", router_assemblable_bar(union)))
+    allowance = router_allowance(plan.data)
+    found.append(_figure(plan_folder, ROUTER, "resumable", allowance * router_resumable_bar(router, union)))
+    found.append(_figure(plan_folder, ROUTER, "assemblable", allowance * router_assemblable_bar(union)))
     return found
 
 
 def _assemblable(plan_folder: PlanFolder, data: PreparedData) -> list[BarFigure]:
     from paris_swarm.expert.rows import Rows, select_rows
     from paris_swarm.expert.verify import assemblable_bar
-    from paris_swarm.router.partition import nearest
 
     seed = plan_folder.opened.plan.verification.probe_seed
-    labels = nearest(data.features(), plan_folder.centroids())
+    labels = row_labels(plan_folder, data)
     held_out = plan_folder.held_out()
     found = []
     for slot, probe in open_half(plan_folder).probes.items():
@@ -149,24 +155,33 @@ def _sealed_bars(plan_folder: PlanFolder, data: PreparedData) -> list[BarFigure]
     from pathlib import Path
 
     from paris_swarm.cli.planning import choose_probe_rows, compute_bars, probe_bytes
-    from paris_swarm.expert.recipe import Recipe
-    from paris_swarm.router.partition import nearest
     from paris_swarm.router.recipe import RouterRecipe
 
     plan, planned = plan_folder.opened.plan, plan_folder.sealed_bars
     seed = plan.verification.probe_seed
-    labels = nearest(data.features(), plan_folder.centroids())
-    recipes = Recipe.from_dict(plan.expert.recipe), RouterRecipe.from_dict(plan.router.recipe)
+    labels = row_labels(plan_folder, data)
+    experts = {str(k): expert_recipe(plan, str(k)) for k in range(plan.clusters)}
+    recipes = experts, RouterRecipe.from_dict(plan.router.recipe)
+    starts = start_files(plan_folder, experts.values())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sealed.safetensors"
         path.write_bytes(probe_bytes(data, choose_probe_rows(data, labels, plan.clusters, seed)[1]))
-        computed = compute_bars(data, path, labels, plan_folder.held_out(), recipes, seed)
+        computed = compute_bars(
+            data, path, labels, plan_folder.held_out(), recipes, seed, router_allowance(plan.data), start_files=starts
+        )
     return [
         _compared(plan_folder, slot, f"sealed {bar}", float(getattr(planned[slot], bar)), float(getattr(bars, bar)))
         for slot, bars in computed.items()
         if slot in planned
         for bar in ("resumable", "assemblable")
     ]
+
+
+def _absent_starts(plan_folder: PlanFolder) -> list[str]:
+    """Slots whose start weights neither travel with the plan nor were given."""
+    plan = plan_folder.opened.plan
+    recipes = {str(k): expert_recipe(plan, str(k)) for k in range(plan.clusters)}
+    return [slot for slot, recipe in recipes.items() if recipe.start and plan_folder.start_weights(recipe) is None]
 
 
 def _same_source(plan_folder: PlanFolder, data: PreparedData) -> bool:
@@ -182,10 +197,9 @@ def _probe_rows(plan_folder: PlanFolder, data: PreparedData) -> tuple[dict[str, 
     from safetensors.numpy import load, load_file
 
     from paris_swarm.cli.planning import choose_probe_rows, probe_bytes
-    from paris_swarm.router.partition import nearest
 
     plan = plan_folder.opened.plan
-    labels = nearest(data.features(), plan_folder.centroids())
+    labels = row_labels(plan_folder, data)
     forbidden = set(plan_folder.held_out())
     digests = np.asarray(data.digests)
     held = np.array([row for row in range(data.count) if digests[row].tobytes() in forbidden], dtype=np.int64)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from paris_swarm.cli.plan_folder import PlanFolder
 from paris_swarm.cli.probing import load_slot, open_half, slot_loss
+from paris_swarm.cli.tasks import expert_recipe
 from paris_swarm.dht_schemas.canonical import parse_json
 from paris_swarm.dht_schemas.errors import MalformedRecord, NotFinite, quoted
 from paris_swarm.dht_schemas.fields import ROUTER
@@ -63,7 +64,6 @@ def check_state(plan_folder: PlanFolder, slot: str, folder: Path, announcement: 
         MalformedRecord: too large, unreadable, of another step than announced, or of another recipe (R-VAL-4).
     """
     from paris_swarm.expert.checkpoint import STATE_FILE, CheckpointError, read_state
-    from paris_swarm.expert.recipe import Recipe
     from paris_swarm.router.recipe import RouterRecipe
 
     def refuse(what: str) -> MalformedRecord:
@@ -84,8 +84,9 @@ def check_state(plan_folder: PlanFolder, slot: str, folder: Path, announcement: 
         raise refuse(quoted(str(error), 300)) from error
     if state.step != announcement.step:
         raise refuse(f"{STATE_FILE} says step {state.step}, the announcement {announcement.step}")
-    kind = RouterRecipe if slot == ROUTER else Recipe
-    recipe = kind.from_dict(plan_folder.opened.plan.slot_spec(slot).recipe).digest()
+    plan = plan_folder.opened.plan
+    asked = RouterRecipe.from_dict(plan.router.recipe) if slot == ROUTER else expert_recipe(plan, slot)
+    recipe = asked.digest()
     if state.recipe != recipe:
         raise refuse(f"{STATE_FILE} is of recipe {quoted(state.recipe)}, the plan's is {recipe}")
     if not all(type(loss) in (int, float) for loss in state.losses):

@@ -20,9 +20,10 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.invite import Invite, peer_id_in
 from paris_swarm.dht_schemas.records import MAX_LEASE_S
+from paris_swarm.swarm.downloads import fetch_plan
 from paris_swarm.swarm.greeting import NewcomerDoor, greet_peer
 from paris_swarm.swarm.home import Home
-from paris_swarm.swarm.node import SwarmNode, fetch_plan
+from paris_swarm.swarm.node import SwarmNode
 from paris_swarm.swarm.restarting import RestartingTransport
 from paris_swarm.swarm.serving import ServingLimits
 from paris_swarm.swarm.transport import Transport, TransportError

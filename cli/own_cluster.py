@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.plan_folder import PLAN_FILE, PlanFolder, open_plan_folder
+from paris_swarm.cli.row_labels import row_rule
 from paris_swarm.swarm.home import Home
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from paris_swarm.expert.data.prepare import OnlyRows
+    from paris_swarm.expert.data.shard_maker import OnlyRows
 
 
-def wanted_rows(home: Home, plan: str, cluster: int | None, resolution: int | None) -> tuple[int, OnlyRows | None]:
-    """(the plan's resolution, which rows to keep: None for all) for ``--plan`` and ``--cluster``.
+def wanted_rows(
+    home: Home, plan: str, cluster: int | None, resolution: int | None
+) -> tuple[int, OnlyRows | None, Mapping[str, Any]]:
+    """(the plan's resolution, which rows to keep: None for all, the plan's ``data``) for ``--plan`` and ``--cluster``.
 
     plan: a plan folder, or an invite, whose plan is fetched when this home does not have it.
 
@@ -26,25 +30,26 @@ def wanted_rows(home: Home, plan: str, cluster: int | None, resolution: int | No
         Usage: the plan has no such cluster, or asks for another resolution than was given.
         Unverified, InviteError, TransportError, RecordError: the plan cannot be had or is not what it should be.
     """
-    from paris_swarm.expert.data.prepare import OnlyRows
-    from paris_swarm.router.partition import nearest
+    from paris_swarm.expert.data.shard_maker import OnlyRows
 
     folder = plan_folder_of(home, plan)
     signed = folder.opened.plan
-    side = int(signed.data["resolution"])
+    side = int((signed.data.get("latents") or {}).get("pixels") or signed.data["resolution"])
     if resolution is not None and resolution != side:
         raise Usage(f"--resolution {resolution}: the plan asks for {side} pixels; leave the option out")
     if cluster is None:
-        return side, None
+        return side, None, signed.data
     if cluster >= signed.clusters:
         raise Usage(f"--cluster {cluster}: the plan has clusters 0 to {signed.clusters - 1}")
-    centroids = folder.centroids()
+    rule = row_rule(folder)
 
-    def keeps(features: NDArray[np.float32]) -> NDArray[np.bool_]:
-        kept: NDArray[np.bool_] = nearest(features, centroids) == cluster
+    def keeps(
+        features: NDArray[np.float32], digests: NDArray[np.uint8], records: Sequence[Mapping[str, Any]]
+    ) -> NDArray[np.bool_]:
+        kept: NDArray[np.bool_] = rule.labels(features, digests, lambda: records) == cluster
         return kept
 
-    return side, OnlyRows(keeps, {"plan": folder.plan_id, "cluster": str(cluster)})
+    return side, OnlyRows(keeps, {"plan": folder.plan_id, "cluster": str(cluster)}), signed.data
 
 
 def plan_folder_of(home: Home, plan: str) -> PlanFolder:

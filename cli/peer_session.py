@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.live import Live
@@ -15,8 +15,8 @@ from paris_swarm.cli.connect import Connected, Roads, connected
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.lifetime import on_signals
 from paris_swarm.cli.settings import Settings, pick_device
-from paris_swarm.cli.tasks import check_data, target_steps
-from paris_swarm.cli.trainer import TrainerProcess, TrainJobFile
+from paris_swarm.cli.tasks import ROUTER, check_data, check_starts, target_steps
+from paris_swarm.cli.trainer import TrainerChoices, TrainerProcess, TrainJobFile, check_choices
 from paris_swarm.cli.views import dashboard
 from paris_swarm.dht_schemas.admission import PeerLists
 from paris_swarm.dht_schemas.invite import Invite
@@ -49,6 +49,8 @@ class SessionOptions:
     store_limit: int | None = None
     lists: PeerLists = field(default_factory=PeerLists)
     roads: Roads = field(default_factory=Roads)
+    trainer: TrainerChoices = field(default_factory=TrainerChoices)
+    start_from: tuple[Path, ...] = ()
 
 
 async def run_session(shared: Settings, home: Home, options: SessionOptions) -> None:
@@ -57,7 +59,7 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
     Raises:
         TransportError: the swarm cannot be reached, or does not let this peer in, or the network daemon died.
         RecordError, Unverified: the plan is not what the invite names; or this peer was revoked, or equivocated.
-        ValueError: the data does not fit the plan, or the cluster does not exist.
+        ValueError: the data or the start weights do not fit the plan, or the cluster does not exist.
     """
     device = pick_device(options.device)
     async with connected(
@@ -72,7 +74,7 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
         roads=options.roads,
     ) as here:
         home.remember_invite(str(options.invite))
-        _check_wishes(here, options)
+        await asyncio.to_thread(_check_wishes, here, options, device)
         peer = _peer(here, options, device)
         living = asyncio.create_task(peer.run())
         leaving = asyncio.Event()
@@ -93,14 +95,23 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
             raise living.exception()  # type: ignore[misc]
 
 
-def _check_wishes(here: Connected, options: SessionOptions) -> None:
+def _check_wishes(here: Connected, options: SessionOptions, device: str) -> None:
     slots = here.plan_folder.opened.plan.slots
     if options.cluster not in (None, "auto") and options.cluster not in slots:
         raise Usage(f"--claim-cluster {options.cluster}: the plan has clusters 0 to {len(slots) - 2}")
     if options.data is not None:
         from paris_swarm.expert.data.shards import PreparedData
 
-        check_data(here.plan_folder, PreparedData.open(options.data))
+        only_router = options.router and options.cluster is None
+        check_data(here.plan_folder, PreparedData.open(options.data), slot=ROUTER if only_router else None)
+    if options.cluster is not None:
+        plan_folder = replace(here.plan_folder, brought=options.start_from)
+        check_starts(plan_folder, slots[:-1] if options.cluster == "auto" else [options.cluster])
+    wanted = list(slots[:-1]) if options.cluster == "auto" else [options.cluster] if options.cluster else []
+    wanted += [ROUTER] if options.router else []
+    if wanted:
+        plan = here.plan_folder.opened.plan
+        check_choices(options.trainer, device, [int(plan.slot_spec(slot).recipe["train"]["batch"]) for slot in wanted])
 
 
 def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
@@ -120,6 +131,8 @@ def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
                 device=device,
                 threads=options.threads,
                 checkpoint_every_s=checkpoint_every_s,
+                **asdict(options.trainer),
+                start_from=tuple(str(path) for path in options.start_from),
             )
         )
 

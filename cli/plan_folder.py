@@ -1,10 +1,11 @@
 """A plan folder on disk: plan.json (the signed envelope) and the files it names by digest.
 
 plan.json                the DSSE envelope; its BLAKE3 is the plan id
-centroids.safetensors    "centroids" F32 [K, F], L2-normalised feature space
+centroids.safetensors    "centroids" F32 [K, F], L2-normalised feature space; with bounded sizes "biases" F32 [K]
 probe.safetensors        the open half of the probe set, and the empty prompt's encoding (expert.verify)
 held_out.safetensors     "digests" U8 [n, 16]: rows nobody may train on (both halves of the probe set)
 cluster-<k>.png          example pictures of each cluster
+start-<digest>.safetensors   weights that experts start from, where they are small enough to travel with the plan
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from paris_swarm.expert.recipe import Recipe
+
 PLAN_FILE = "plan.json"
 CENTROIDS_FILE = "centroids.safetensors"
 PROBE_FILE = "probe.safetensors"
@@ -35,6 +38,21 @@ class PlanFolder:
 
     path: Path
     opened: OpenedPlan
+    brought: tuple[Path, ...] = ()
+    """Start weights that do not travel with the plan, given by hand (`--start-from`)."""
+
+    def start_weights(self, recipe: Recipe) -> Path | None:
+        """The file that a recipe starts from: the plan's own, else of those brought the one with its name, or its
+        length, or the first; None where there is none. Its bytes are compared with the recipe before they are used.
+        """
+        if recipe.start is None:
+            return None
+        own = self.path / start_name(recipe.start.digest)
+        if own.is_file():
+            return own
+        named = [path for path in self.brought if path.name == recipe.start.name]
+        fitting = [path for path in self.brought if path.stat().st_size == recipe.start.length]
+        return next(iter([*named, *fitting, *self.brought]), None)
 
     @property
     def plan_id(self) -> str:
@@ -44,6 +62,13 @@ class PlanFolder:
         """float32 [K, F]."""
         centroids: NDArray[np.float32] = self._tensor(CENTROIDS_FILE, "centroids")
         return centroids
+
+    def biases(self) -> NDArray[np.float32] | None:
+        """float32 [K], what is taken off the cosine with each centroid; None where the plan bounds no sizes."""
+        from safetensors.numpy import load_file
+
+        biases: NDArray[np.float32] | None = load_file(self.path / CENTROIDS_FILE).get("biases")
+        return biases
 
     def held_out(self) -> list[bytes]:
         """16-byte digests of the rows nobody may train on."""
@@ -91,6 +116,11 @@ class PlanFolder:
         from safetensors.numpy import load_file
 
         return load_file(self.path / name)[key]
+
+
+def start_name(digest: str) -> str:
+    """The plan's file of start weights with this digest."""
+    return f"start-{digest[:16]}.safetensors"
 
 
 def open_plan_folder(path: Path, *, plan_id: str | None = None) -> PlanFolder:

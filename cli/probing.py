@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from paris_swarm.cli.exits import Unverified, Usage
 from paris_swarm.cli.plan_folder import PlanFolder
-from paris_swarm.cli.tasks import ROUTER, check_data
+from paris_swarm.cli.row_labels import router_allowance, row_labels
+from paris_swarm.cli.tasks import ROUTER, check_data, expert_recipe
 from paris_swarm.dht_schemas.digest import blake3_hex, digest_file
 from paris_swarm.dht_schemas.plan import Bars
 
@@ -110,15 +111,13 @@ def own_rows(plan_folder: PlanFolder, data: PreparedData) -> ProbeRows:
     from paris_swarm.expert.flow import to_pixels
     from paris_swarm.expert.rows import mask_of
     from paris_swarm.expert.verify import Probe
-    from paris_swarm.router.partition import nearest
 
     check_data(plan_folder, data)
     try:
-        centroids, forbidden = plan_folder.centroids(), set(plan_folder.held_out())
+        labels, forbidden = row_labels(plan_folder, data), set(plan_folder.held_out())
     except FileNotFoundError as error:
         raise Usage(f"{error.filename} is not there: rows cannot be sorted into clusters without it") from error
     plan = plan_folder.opened.plan
-    labels = nearest(data.features(), centroids)
     digests = np.asarray(data.digests)
     null = torch.from_numpy(np.array(data.null_states)).float()
     null_text = (null[None], mask_of(torch.tensor([int(data.manifest["null_length"])]), null.shape[0]))
@@ -155,13 +154,16 @@ def load_slot(plan_folder: PlanFolder, slot: str, weights: Path) -> nn.Module:
         CheckpointError: the tensors are not those of the recipe.
     """
     from paris_swarm.expert.checkpoint import load_weights
-    from paris_swarm.expert.recipe import Recipe
     from paris_swarm.expert.task import build_expert
     from paris_swarm.router.recipe import RouterRecipe
     from paris_swarm.router.task import build_router
 
-    recipe = plan_folder.opened.plan.slot_spec(slot).recipe
-    model = build_router(RouterRecipe.from_dict(recipe)) if slot == ROUTER else build_expert(Recipe.from_dict(recipe))
+    plan = plan_folder.opened.plan
+    model: nn.Module
+    if slot == ROUTER:
+        model = build_router(RouterRecipe.from_dict(plan.router.recipe))
+    else:
+        model = build_expert(expert_recipe(plan, slot))
     load_weights(model, weights)
     return model
 
@@ -171,14 +173,15 @@ def slot_loss(model: nn.Module, slot: str, rows: ProbeRows) -> float | None:
     if slot == ROUTER:
         from paris_swarm.router.task import router_probe_loss
 
-        probe = _union(rows)
+        probe = union_of(rows)
         return None if probe is None else router_probe_loss(model, probe)
     from paris_swarm.expert.verify import expert_probe_loss
 
     return expert_probe_loss(model, rows.probes[slot]) if slot in rows.probes else None
 
 
-def _union(rows: ProbeRows) -> RouterProbe | None:
+def union_of(rows: ProbeRows) -> RouterProbe | None:
+    """The rows of all clusters together, by which a router is judged; None where they are of fewer than two."""
     from paris_swarm.router.task import join_probes
 
     if len(rows.probes) < 2:
@@ -190,27 +193,33 @@ def _union(rows: ProbeRows) -> RouterProbe | None:
 def bars_on(plan_folder: PlanFolder, rows: ProbeRows, fitted_on: ProbeRows) -> dict[str, Bars]:
     """The two bars of every slot that has rows: the plan's for its two halves, else computed in the same way, the
     scalar predictor fitted on `fitted_on` (the open half), which must not be `rows`.
+
+    Raises:
+        StartRefused: start weights that the plan names are not at hand.
     """
     plan = plan_folder.opened.plan
     if pinned := _pinned_bars(plan_folder, rows.kind):
         return pinned
-    from paris_swarm.expert.recipe import Recipe
     from paris_swarm.expert.verify import resumable_bar, scalar_bar
     from paris_swarm.router.recipe import RouterRecipe
     from paris_swarm.router.task import router_assemblable_bar, router_resumable_bar
 
-    recipe = Recipe.from_dict(plan.expert.recipe)
+    recipes = {slot: expert_recipe(plan, slot) for slot in rows.probes}
     bars = {
         slot: Bars(
-            resumable=resumable_bar(recipe, probe),
+            resumable=resumable_bar(recipes[slot], probe, plan_folder.start_weights(recipes[slot])),
             assemblable=scalar_bar(fitted_on.probes[slot].x0, probe, plan.verification.probe_seed),
         )
         for slot, probe in rows.probes.items()
     }
-    union = _union(rows)
+    union = union_of(rows)
     if union is not None:
         router = RouterRecipe.from_dict(plan.router.recipe)
-        bars[ROUTER] = Bars(resumable=router_resumable_bar(router, union), assemblable=router_assemblable_bar(union))
+        allowance = router_allowance(plan.data)
+        bars[ROUTER] = Bars(
+            resumable=allowance * router_resumable_bar(router, union),
+            assemblable=allowance * router_assemblable_bar(union),
+        )
     return bars
 
 

@@ -40,6 +40,9 @@ class ReplayPlace:
     step: int
     device: str
     threads: int
+    micro_batch: int = 0
+    compiled: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,10 @@ async def replay(place: ReplayPlace, precision: str, on_progress: OnProgress) ->
         until=place.step,
         precision=precision,
         keep=1,
+        micro_batch=place.micro_batch,
+        compiled=place.compiled,
+        deterministic=place.deterministic,
+        start_from=tuple(str(path.absolute()) for path in place.plan_folder.brought),
     )
     trainer = await TrainerProcess.start(job)
     try:

@@ -57,6 +57,46 @@ CompressOption = Annotated[
     Literal["auto", "never", "always"],
     typer.Option("--compress", help="Pack chunks before sending; auto: to peers slow enough for it to pay."),
 ]
+MicroBatchOption = Annotated[
+    int,
+    typer.Option(
+        "--micro-batch",
+        min=0,
+        help="Rows a forward pass; the rest of a batch follows and gradients add up: less memory. 0: the whole batch. "
+        "Changes the last bits of training (recorded).",
+    ),
+]
+RecomputeOption = Annotated[
+    bool,
+    typer.Option(
+        "--recompute", help="Compute activations again in the backward pass: less memory, a third slower, same bits."
+    ),
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="torch.compile the network; needs a C++ compiler. Changes the last bits (recorded)."
+    ),
+]
+ProcessesOption = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Processes that share each batch, one to a GPU (needs the accelerate extra). Changes the last bits "
+        "(recorded).",
+    ),
+]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Only algorithms that give the same bits each time: on a GPU slower, and audits exact."
+    ),
+]
+MetricsOption = Annotated[
+    Literal["none", "jsonl", "tensorboard"],
+    typer.Option("--metrics", help="Keep loss, loss by t and speed beside the checkpoints. Changes no bits."),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 
 

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paris_swarm.dht_schemas.plan import Plan
+from paris_swarm.cli.encoders import is_clip
+from paris_swarm.dht_schemas.plan import OpenedPlan
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from paris_swarm.expert.data.encoders import TextEncoder
 
-def encode_prompts(plan: Plan, prompts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.int16]]:
+
+def encode_prompts(
+    plan: OpenedPlan, prompts: Sequence[str], *, folder: Path, place: str | None = None
+) -> tuple[NDArray[np.float16], NDArray[np.int16]]:
     """float16 [P, L, D] and lengths int16 [P].
 
+    folder: the assembled folder, which may hold a text encoder; place: another folder or hub name of it.
+
     Raises:
-        ValueError: the plan's encoder is not installed here, or its weights have another digest.
+        EncoderError: the plan's encoder is not at hand, or what is has another digest.
+        ValueError: the built-in encoder of this version is not the plan's.
     """
     from paris_swarm.expert.data.encoders import MiniLMTextEncoder
+    from paris_swarm.router.encoder_files import plan_clip
 
-    asked = plan.data["text"]
-    encoder = MiniLMTextEncoder()
-    for what in ("name", "digest"):
-        if asked[what] != getattr(encoder, what):
-            raise ValueError(
-                f"the plan's text encoder has {what} {asked[what]}, this version has {getattr(encoder, what)}: "
-                "use the paris-swarm release that the plan was made with"
-            )
+    encoder: TextEncoder
+    if is_clip(plan):
+        own = place is None and (folder / "text_encoder" / "config.json").is_file()
+        where = str(folder / "text_encoder") if own else place
+        encoder = plan_clip(plan, where, tokenizer=folder / "tokenizer" if own else None)
+    else:
+        encoder = MiniLMTextEncoder()
+        asked = plan.plan.data["text"]
+        for what in ("name", "digest"):
+            if asked[what] != getattr(encoder, what):
+                raise ValueError(
+                    f"the plan's text encoder has {what} {asked[what]}, this version has {getattr(encoder, what)}: "
+                    "use the paris-swarm release that the plan was made with"
+                )
     states, lengths = encoder.encode(list(prompts))
     return states, lengths

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from paris_swarm.router.partition import ClusterReport
+    from paris_swarm.router.cluster_report import ClusterReport
     from paris_swarm.swarm.peer import LaneState
     from paris_swarm.swarm.status import SlotStatus, SwarmStatus
 

@@ -73,13 +73,13 @@ def held_out_prompts(data_folder: Path, plan: Path, seed: int) -> HeldOut:
 
     from paris_swarm.cli.plan_folder import open_plan_folder
     from paris_swarm.cli.planning import choose_probe_rows
+    from paris_swarm.cli.row_labels import row_labels
     from paris_swarm.expert.data.shards import PreparedData
-    from paris_swarm.router.partition import nearest
 
     data = PreparedData.open(data_folder)
     plan_folder = open_plan_folder(plan)
     clusters = plan_folder.opened.plan.clusters
-    labels = nearest(data.features(), plan_folder.centroids())
+    labels = row_labels(plan_folder, data)
     _, sealed = choose_probe_rows(data, labels, clusters, seed)
     rows = np.concatenate([chosen[:PROMPTS_A_CLUSTER] for chosen in sealed.values()])
     records = data.captions(rows)
@@ -97,15 +97,15 @@ def measure(png: Path, prompts: HeldOut, data_folder: Path, plan: Path) -> Figur
 
     data = PreparedData.open(data_folder)
     plan_folder = open_plan_folder(plan)
-    centroids = plan_folder.centroids()
+    centroids, biases = plan_folder.centroids(), plan_folder.biases()
     encoder = EfficientNetLite0()
     count = len(prompts.captions)
     drawn = untile(png, count=count, side=data.resolution, columns=grid_columns(count))
     real = data.pixels(prompts.rows)
     background = background_accuracy(drawn, real, prompts.records)
     return Figures(
-        cluster_accuracy=cluster_accuracy(drawn, prompts.clusters, centroids, encoder),
-        cluster_accuracy_real=cluster_accuracy(real, prompts.clusters, centroids, encoder),
+        cluster_accuracy=cluster_accuracy(drawn, prompts.clusters, centroids, encoder, biases),
+        cluster_accuracy_real=cluster_accuracy(real, prompts.clusters, centroids, encoder, biases),
         background_accuracy=background.drawn,
         background_accuracy_real=background.real,
         left_out=dict(background.left_out),

@@ -51,6 +51,14 @@ def assemble(
             help="Put the plan's text encoder (90 MB) into the folder, so that diffusers alone can take prompts.",
         ),
     ] = True,
+    text_encoder_from: Annotated[
+        str | None,
+        typer.Option("--text-encoder-from", help="Where the plan's CLIP text encoder lies: a folder or a hub name."),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option("--vae", help="Where the plan's VAE lies, if its experts draw latents: a folder or a hub name."),
+    ] = None,
     serve: Annotated[
         bool,
         typer.Option(
@@ -88,11 +96,11 @@ def assemble(
 
     from paris_swarm.cli.assembling import deciding_record, gather_slots
     from paris_swarm.cli.connect import Roads, connected, observing, resolve_invite
+    from paris_swarm.cli.encoders import folder_encoders
     from paris_swarm.cli.exits import Incomplete, Usage
     from paris_swarm.cli.lifetime import until_interrupted
     from paris_swarm.cli.sizes import parse_limits
     from paris_swarm.cli.views import short, size
-    from paris_swarm.router.diffusers_folder import NoTextEncoder, plan_text_encoder
     from paris_swarm.router.folder import write_folder
     from paris_swarm.swarm.home import HomeBusy
 
@@ -130,13 +138,13 @@ def assemble(
                 raise Incomplete(
                     f"no verified checkpoint yet for slot {', '.join(missing)} of {', '.join(plan.slots)}; "
                     "wait for more checkpoints, or pass --allow-missing"
+                    + ("" if missing != ["router"] else " and train one from the experts: `paris-swarm router rows`")
                 )
-            text = None
-            if text_encoder:
-                try:
-                    text = await asyncio.to_thread(plan_text_encoder, here.plan_folder.opened)
-                except NoTextEncoder as error:
-                    shared.console.print(f"No text encoder in the folder: {error}", markup=False, style="yellow")
+            text, vae_found, notes = await asyncio.to_thread(
+                folder_encoders, here.plan_folder.opened, text_encoder_from, vae, with_text=text_encoder
+            )
+            for note in notes:
+                shared.console.print(note, markup=False, style="yellow")
             verified = await asyncio.to_thread(
                 write_folder,
                 out,
@@ -148,6 +156,7 @@ def assemble(
                 deciding=deciding_record(gathered, deciding) if deciding is not None else None,
                 replace=replace,
                 text_encoder=text,
+                vae=vae_found,
             )
             for found in gathered.slots.values():
                 await here.node.keep_copy(found.announcement.slot, found.source.announcement)

@@ -20,6 +20,12 @@ def audit(
     model: Annotated[
         Path | None, typer.Option(help="Assembled folder whose announcements say who made the checkpoint.")
     ] = None,
+    start_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--start-from", exists=True, dir_okay=False, help="Start weights that the plan names but does not hold."
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what this home holds.")] = False,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch threads; 0: as many as the author used.")] = 0,
@@ -47,6 +53,7 @@ def audit(
         device=device,
         threads=threads,
         keep_work=keep_work,
+        start_from=tuple(path.absolute() for path in start_from or ()),
     )
     found = asyncio.run(run_audit(shared, owner, resolve_invite(invite, owner), options))
     shared.answer(found.as_dict(), found.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,10 @@ def init(
     name: Annotated[str, typer.Option(help="What people will call the swarm.")] = "paris-swarm",
     clusters: Annotated[int, typer.Option("-k", "--clusters", min=2, max=1024, help="Number of experts.")] = 8,
     recipe: Annotated[str, typer.Option(help="Named recipe of the experts: tiny, S/2, B/2, XL/2.")] = "tiny",
-    router_recipe: Annotated[str, typer.Option(help="Named recipe of the router: tiny, S/2, B/2.")] = "tiny",
+    router_recipe: Annotated[
+        str,
+        typer.Option(help="Named recipe of the router: tiny, S/2, B/2; with -blind behind it, it sees no captions."),
+    ] = "tiny",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of an expert (default: the recipe's).")] = None,
     router_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the router (default: the recipe's).")
@@ -38,12 +42,44 @@ def init(
     invited: Annotated[
         bool, typer.Option("--invited", help="A closed swarm: only peers admitted with `paris-swarm invite` count.")
     ] = False,
+    partition: Annotated[
+        str,
+        typer.Option(help="clusters (of the features), or a control: random (shards), class (--class-key)."),
+    ] = "clusters",
+    class_key: Annotated[
+        str, typer.Option(help="With --partition class: the field of a caption's record, or of its attributes.")
+    ] = "family",
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="No cluster larger than this many times an even share, e.g. 1.25 (default: no bound)."
+        ),
+    ] = None,
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slot",
+            metavar="SLOTS:NAME=VALUE,...",
+            help="What some experts have instead of --recipe, e.g. 0-1:objective=noise,size=S/2,precision=bf16; "
+            "SLOTS may be all, NAME any field of the recipe, or start (weights, as --start-from). May be repeated.",
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from", exists=True, help="Start the experts from an ImageNet DiT: .safetensors, or its folder."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder for the cluster report (default: OUT-clusters).")
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cluster the features, hold probe rows out, compute the bars, sign the plan, print the invite."""
     shared = settings(context, home, as_json)
-    from paris_swarm.cli.planning import PlanOptions, partition_dict, write_plan
+    from paris_swarm.cli.partitioning import partition_dict
+    from paris_swarm.cli.planning import PlanOptions, write_plan
     from paris_swarm.cli.views import partition_table
     from paris_swarm.dht_schemas.admission import seal_token
     from paris_swarm.expert.data.shards import PreparedData
@@ -65,37 +101,55 @@ def init(
         guidance=guidance if guidance is not None else 1.5 if recipe == "tiny" else 7.5,
         created=int(time.time()),
         admission="invited" if invited else "open",
+        partition=partition,
+        class_key=class_key,
+        balance=balance,
+        slots=tuple(slot or ()),
+        start_from=start_from,
     )
+    report_folder = report if report is not None else out.with_name(f"{out.name}-clusters")
     prepared = PreparedData.open(data)
     with shared.console.status("Preparing the plan ...") as status:
-        report = write_plan(
+        written = write_plan(
             prepared,
             out,
             owner.identity(),
             options,
             sealed_folder=lambda plan_id: owner.swarm(plan_id).path,
             say=lambda text: status.update(f"{text[0].upper()}{text[1:]} ..."),
+            report_folder=report_folder,
         )
     if invited:
-        owner.swarm(report.plan_id).store_token(seal_token(owner.identity(), report.plan_id, owner.identity().peer_id))
-    invite = f"paris:{report.plan_id}"
-    shared.console.print(partition_table(report.partition))
+        owner.swarm(written.plan_id).store_token(
+            seal_token(owner.identity(), written.plan_id, owner.identity().peer_id)
+        )
+    invite = f"paris:{written.plan_id}"
+    shared.console.print(partition_table(written.partition))
     shared.answer(
         {
-            "plan": report.plan_id,
+            "plan": written.plan_id,
             "folder": str(out),
+            "report": str(report_folder),
             "invite": invite,
             "organiser": owner.identity().peer_id,
             "admission": options.admission,
-            "partition": partition_dict(report.partition),
-            "bars": {slot: bars.model_dump() for slot, bars in report.bars.items()},
-            "sealed_probe": str(report.sealed),
+            "partition": partition_dict(written.partition),
+            "bars": {slot: bars.model_dump() for slot, bars in written.bars.items()},
+            "sealed_probe": str(written.sealed),
+            "experts": written.kinds,
+            "start_weights_to_bring": list(written.to_bring),
         },
         "\n".join(
             [
-                *(f"Warning: {warning}" for warning in report.partition.warnings),
-                f"Plan written to {out}, signed by {owner.identity().peer_id}; example pictures: {out}/cluster-*.png",
-                f"The sealed half of the probe set stays with you: {report.sealed}",
+                *(f"Warning: {warning}" for warning in written.partition.warnings),
+                *_kind_lines(written.kinds),
+                *(
+                    f"{start} is too large to travel with the plan: each peer needs it, `join --start-from {start}`"
+                    for start in written.to_bring
+                ),
+                f"Plan written to {out}, signed by {owner.identity().peer_id}",
+                f"The clusters, with pictures: {report_folder / 'index.html'}",
+                f"The sealed half of the probe set stays with you: {written.sealed}",
                 "Publish that file when training has ended: anyone can then `paris-swarm verify MODEL --sealed FILE`.",
                 f"Invite (nobody serves it yet): {invite}",
                 f"Next: paris-swarm bootstrap {out}",
@@ -107,3 +161,11 @@ def init(
             ]
         ),
     )
+
+
+def _kind_lines(kinds: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """One line for each kind of expert, where there are several."""
+    slots: dict[tuple[str, ...], list[str]] = {}
+    for slot, kind in kinds.items():
+        slots.setdefault(tuple(f"{name} {value}" for name, value in kind.items()), []).append(slot)
+    return [f"Experts {', '.join(these)}: {'; '.join(kind)}" for kind, these in slots.items()] if len(slots) > 1 else []

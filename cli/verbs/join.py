@@ -13,12 +13,18 @@ from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.settings import (
     AllowOption,
     BlockOption,
+    CompileOption,
     CompressOption,
+    DeterministicOption,
     DeviceOption,
     DirectOption,
     DirectPortOption,
     HomeOption,
     JsonOption,
+    MetricsOption,
+    MicroBatchOption,
+    ProcessesOption,
+    RecomputeOption,
     StoreLimitOption,
     UploadOption,
     settings,
@@ -66,6 +72,12 @@ def join(
     data: Annotated[Path | None, typer.Option(help="Folder written by `prepare`.")] = None,
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch threads of each trainer; 0 leaves torch's choice.")] = 0,
+    micro_batch: MicroBatchOption = 0,
+    recompute: RecomputeOption = False,
+    compiled: CompileOption = False,
+    processes: ProcessesOption = 1,
+    deterministic: DeterministicOption = False,
+    metrics: MetricsOption = "none",
     listen: Annotated[
         str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")
     ] = "/ip4/127.0.0.1/tcp/0",
@@ -76,6 +88,12 @@ def join(
         int,
         typer.Option(min=2, help="Own published checkpoints to go on serving; an audit needs one and its parent."),
     ] = 2,
+    start_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--start-from", exists=True, dir_okay=False, help="Start weights that the plan names but does not hold."
+        ),
+    ] = None,
     exit_when_done: Annotated[
         bool, typer.Option("--exit-when-done", help="End once nothing is left to train, instead of serving on.")
     ] = False,
@@ -97,6 +115,7 @@ def join(
     from paris_swarm.cli.own_cluster import claimed_cluster
     from paris_swarm.cli.peer_session import SessionOptions, run_session
     from paris_swarm.cli.sizes import parse_limits
+    from paris_swarm.cli.trainer import TrainerChoices
 
     upload, store = parse_limits(upload_limit, store_limit)
     owner = shared.open_home()
@@ -121,6 +140,8 @@ def join(
         upload_limit=upload,
         store_limit=store,
         roads=Roads(direct, direct_port, compress),
+        trainer=TrainerChoices(micro_batch, recompute, compiled, processes, deterministic, metrics),
+        start_from=tuple(path.absolute() for path in start_from or ()),
     )
     with owner.locked():
         asyncio.run(run_session(shared, owner, options))

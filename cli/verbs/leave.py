@@ -33,7 +33,8 @@ def leave(
     from paris_swarm.cli.connect import connected, resolve_invite
     from paris_swarm.cli.exits import Usage
     from paris_swarm.dht_schemas.records import Claim
-    from paris_swarm.swarm.home import HomeBusy, Ledger
+    from paris_swarm.swarm.home import HomeBusy
+    from paris_swarm.swarm.ledger import Ledger
 
     owner = shared.open_home()
     wanted = resolve_invite(invite, owner)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paris_swarm.cli.encoders import chosen_encoders
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.own_cluster import wanted_rows
-from paris_swarm.cli.settings import HomeOption, JsonOption, settings
+from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, Settings, pick_device, settings
+
+if TYPE_CHECKING:
+    from paris_swarm.expert.data.prepare import Part, PrepareReport
 
 DEFAULT_RESOLUTION = 24
 
@@ -52,12 +56,37 @@ def prepare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")
     ] = False,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae", help="Learn latents of this AutoencoderKL: a folder, or a hub name (stabilityai/sd-vae-ft-mse)."
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option("--text-encoder", help="minilm (default), or a CLIPTextModel: a folder or a hub name."),
+    ] = None,
+    feature_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--feature-encoder", help="efficientnet-lite0 (default), or a Dinov2Model: a folder or a hub name."
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="Make part I of N only, in a folder of its own under OUT."),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="SOURCE is a folder of parts 1/N to N/N: join them to OUT.")
+    ] = False,
+    device: DeviceOption = "auto",
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn captioned images into shards: pixels, caption token states, features, captions, digests, licences.
+    """Turn captioned images into shards: pixels or latents, caption states, features, captions, digests, licences.
 
-    The same input gives the same bytes. Rows that cannot be used are skipped, counted and named.
+    The same input gives the same bytes. Rows that cannot be used are skipped, counted and named. A run that was killed
+    goes on where it was when the same command is given again.
     """
     shared = settings(context, home, as_json)
     import os
@@ -65,14 +94,22 @@ def prepare(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES
+    from paris_swarm.expert.data.parts import merge as join_parts
+    from paris_swarm.expert.data.prepare import Part
     from paris_swarm.expert.data.prepare import prepare as run
-    from paris_swarm.expert.data.shards import PreparedData
 
-    side, only = resolution or DEFAULT_RESOLUTION, None
+    if merge:
+        if part is not None or plan is not None or count is not None:
+            raise Usage("--merge joins finished parts: it takes no --part, --plan or --count")
+        _say(shared, join_parts(source, out), None)
+        return
+    side, only, asked = resolution or DEFAULT_RESOLUTION, None, None
     if plan is not None:
-        side, only = wanted_rows(shared.open_home(), plan, cluster, resolution)
+        side, only, asked = wanted_rows(shared.open_home(), plan, cluster, resolution)
     elif cluster is not None:
         raise Usage("--cluster says which rows of a plan to keep: give --plan too")
+    wanted = None if part is None else Part.parse(part)
+    encoders = chosen_encoders(text_encoder, feature_encoder, vae, device=pick_device(device), asked=asked)
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=shared.console) as bars:
         tasks = {}
@@ -94,21 +131,46 @@ def prepare(
             workers=workers or os.cpu_count() or 1,
             seed=seed,
             strict=strict,
+            text_encoder=encoders.text,
+            feature_encoder=encoders.features,
+            vae=encoders.vae,
+            part=wanted,
             on_progress=on_progress,
         )
-    facts = PreparedData.open(out).manifest
+    _say(shared, report, wanted)
+
+
+def _say(shared: Settings, report: PrepareReport, part: Part | None) -> None:
+    import json
+
+    from paris_swarm.expert.data.shards import MANIFEST
+
+    facts = json.loads((report.folder / MANIFEST).read_bytes())
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
     licences = "; ".join(f"{item['what']}: {item['name']}" for item in facts["licences"]) or "no licence stated"
-    lines = [f"{report.count} rows in {out}, {report.resolution} px ({seconds}). {licences}."]
+    lines = [f"{report.count} rows in {report.folder}, {report.resolution} px ({seconds or 'joined'}). {licences}."]
+    if report.resumed:
+        lines.append(f"An earlier run had finished {report.resumed} shards of it.")
     if report.skipped:
-        lines.append(f"{len(report.skipped)} rows skipped:")
+        lines.append(f"{report.skipped_count} rows skipped:")
         lines += [f"  {item.file}: {item.why}" for item in report.skipped[:20]]
-        if len(report.skipped) > 20:
-            lines.append(f"  ... and {len(report.skipped) - 20} more, all named in {out / 'manifest.json'}")
+        if report.skipped_count > 20:
+            where = report.folder / MANIFEST
+            lines.append(
+                f"  ... and {report.skipped_count - 20} more, the first {len(report.skipped)} named in {where}"
+            )
+    lines += [f"An unfinished run with other settings lies in {path}: remove it if you do not want to go on with it."
+              for path in report.unfinished]  # fmt: skip
     if kept := facts.get("kept"):
         lines.append(f"Kept the rows of cluster {kept['cluster']}, {report.count} of {kept['of']} looked at.")
-        lines.append(f"Next: paris-swarm join --claim-cluster {kept['cluster']} --data {out}")
+    if part is not None:
+        lines.append(
+            f"Next, when all {part.of} parts are there: paris-swarm prepare {report.folder.parent} OUT --merge"
+        )
+    elif kept:
+        lines.append(f"Next: paris-swarm join --claim-cluster {kept['cluster']} --data {report.folder}")
     else:
-        lines.append(f"Next: paris-swarm init {out} -o plan")
-    answer = {name: facts[name] for name in ("count", "resolution", "licences", "text", "features", "skipped")}
-    shared.answer({"folder": str(out), **answer, "seconds": report.seconds}, "\n".join(lines))
+        lines.append(f"Next: paris-swarm init {report.folder} -o plan")
+    names = ("count", "resolution", "licences", "text", "features", "latents", "skipped", "skipped_count")
+    answer = {name: facts[name] for name in names if name in facts}
+    shared.answer({"folder": str(report.folder), **answer, "seconds": report.seconds}, "\n".join(lines))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,9 +33,22 @@ def sample(
     memory_budget: Annotated[
         str | None, typer.Option(help="Expert weights kept in memory, e.g. 2GB (default: all that are used).")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="How expert weights are held: fp32, bf16 (half the memory) or int8 (a quarter).")
+    ] = "fp32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile: slow to begin, faster where many pictures are drawn.")
+    ] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="PNG to write beside it: which expert drew at which step.")
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option("--vae", help="The plan's VAE, folder or hub name, where FOLDER holds none.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option("--text-encoder", help="The plan's text encoder, folder or hub name, where FOLDER holds none."),
     ] = None,
     device: DeviceOption = "auto",
     plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
@@ -53,6 +65,7 @@ def sample(
     from paris_swarm.cli.views import picture
     from paris_swarm.router.draw import DrawStep
     from paris_swarm.router.folder import open_folder
+    from paris_swarm.router.layout import plan_guidance
     from paris_swarm.router.png import provenance, tile, write_grid
 
     if any(not text.strip() for text in prompt):
@@ -62,12 +75,14 @@ def sample(
         plan_id=plan,
         device=pick_device(device),
         allow_missing=allow_missing,
+        precision=precision,
+        compiled=compiled,
         memory_budget=None if memory_budget is None else parse_size(memory_budget, option="--memory-budget"),
+        vae=vae,
     )
-    signed_plan = assembled.verified.plan.plan
     if guidance is None:
-        guidance = recommended_guidance(signed_plan.model_extra or {})
-    states, lengths = encode_prompts(signed_plan, prompt)
+        guidance = plan_guidance(assembled.verified.plan)
+    states, lengths = encode_prompts(assembled.verified.plan, prompt, folder=folder, place=text_encoder)
     with Progress(console=shared.console, transient=True) as bars:
         task = bars.add_task("drawing", total=None)
 
@@ -98,6 +113,8 @@ def sample(
         missing=assembled.missing,
         redirected=float(pictures.redirected.mean()),
     )
+    if precision != "fp32":
+        text["precision"] = precision
     columns = grid_columns(len(pictures.images))
     write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
     if trace is not None:
@@ -108,14 +125,36 @@ def sample(
         atomic_write(
             trace, png_bytes(trace_picture(pictures.weights, [each for each in prompt for _ in range(count)]), text)
         )
+    beside = None
+    if shared.as_json:
+        from paris_swarm.dht_schemas.files import atomic_write_json
+        from paris_swarm.router.sidecar import sidecar, sidecar_path
+
+        beside = sidecar_path(out)
+        about = sidecar(
+            out,
+            pictures,
+            prompts=prompt,
+            seed=seed,
+            strategy=strategy,
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            plan_id=assembled.plan_id,
+            assembly=assembled.digest,
+            missing=assembled.missing,
+            precision=precision,
+        )
+        atomic_write_json(beside, about)
     if not shared.as_json and shared.console.is_terminal:
         width = shared.console.width
-        fits = max(1, min(columns, width // (assembled.shape[2] + 2)))
+        fits = max(1, min(columns, width // (pictures.images.shape[2] + 2)))
         shared.console.print(picture(tile(pictures.images[: fits * 2], fits), columns=width))
     shares = np.round(pictures.shares, 4).tolist()
     shared.answer(
         {
             "png": str(out),
+            "sidecar": None if beside is None else str(beside),
             "trace": None if trace is None else str(trace),
             "prompts": prompt,
             "seed": seed,
@@ -123,6 +162,7 @@ def sample(
             "sampler": sampler,
             "steps": steps,
             "guidance": guidance,
+            "precision": precision,
             "plan": assembled.plan_id,
             "assembly": assembled.digest,
             "shares": shares,
@@ -131,13 +171,6 @@ def sample(
         f"{len(pictures.images)} pictures in {out}"
         + (f" (experts missing: {', '.join(assembled.missing)})" if assembled.missing else ""),
     )
-
-
-def recommended_guidance(plan_fields: Mapping[str, Any]) -> float:
-    """The guidance scale a plan recommends (its field ``sampling``), or 2.5 where it says none that makes sense."""
-    sampling = plan_fields.get("sampling")
-    value = sampling.get("guidance") if isinstance(sampling, Mapping) else None
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 100 else 2.5
 
 
 def grid_columns(count: int) -> int:

@@ -66,6 +66,12 @@ def verify(
     data: Annotated[
         Path | None, typer.Option("--data", help="The organiser's data, to check the bars of a plan folder by.")
     ] = None,
+    start_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--start-from", exists=True, dir_okay=False, help="Start weights that the plan names but does not hold."
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,11 +94,13 @@ def verify(
     if probe is not None and (folder / "plan.json").is_file() and not (folder / "lock.json").exists():
         if sealed is not None or own is not None or cross or picture is not None:
             raise Usage(f"{folder} is a plan folder: it has bars to check (--data DATA), but no weights to judge")
-        _verify_plan(shared, folder, pinned, data)
+        _verify_plan(shared, folder, pinned, data, tuple(start_from or ()))
         return
     if data is not None:
         raise Usage("--data checks the bars of a plan folder; to judge weights by your own rows write --probe ROWS")
-    _verify_assembled(shared, folder, pinned, probe is not None, own, sealed, cross or picture is not None, picture)
+    brought = tuple(start_from or ())
+    cross = cross or picture is not None
+    _verify_assembled(shared, folder, pinned, probe is not None, own, sealed, cross, picture, brought)
 
 
 def _verify_assembled(
@@ -104,6 +112,7 @@ def _verify_assembled(
     sealed: Path | None,
     cross: bool,
     picture: Path | None,
+    brought: tuple[Path, ...],
 ) -> None:
     from paris_swarm.router.verify import verify_folder
 
@@ -127,7 +136,7 @@ def _verify_assembled(
         return
     from paris_swarm.cli.probing import report_dict
 
-    judged = _judge(shared, verified, own, sealed, cross)
+    judged = _judge(shared, verified, own, sealed, cross, brought)
     _show(shared, judged, picture)
     if judged.problems:
         text = f"Every file of {folder} is as signed.{missing}"
@@ -139,14 +148,19 @@ def _verify_assembled(
 
 
 def _judge(
-    shared: Settings, verified: VerifiedFolder, own: Path | None, sealed: Path | None, cross: bool
+    shared: Settings,
+    verified: VerifiedFolder,
+    own: Path | None,
+    sealed: Path | None,
+    cross: bool,
+    brought: tuple[Path, ...],
 ) -> ProbeReport:
     from paris_swarm.cli.plan_folder import PlanFolder
     from paris_swarm.cli.probing import judge_slots, own_rows, sealed_half
     from paris_swarm.expert.data.shards import PreparedData
     from paris_swarm.router.layout import weights_path
 
-    plan_folder = PlanFolder(verified.path / "plan", verified.plan)
+    plan_folder = PlanFolder(verified.path / "plan", verified.plan, brought)
     with shared.console.status("Computing probe losses ..."):
         more = [sealed_half(plan_folder, sealed)] if sealed is not None else []
         more += [own_rows(plan_folder, PreparedData.open(own))] if own is not None else []
@@ -189,13 +203,17 @@ def _show(shared: Settings, judged: ProbeReport, picture: Path | None) -> None:
         atomic_write(picture, png_bytes(cross_picture(judged.cross, judged.bars)))
 
 
-def _verify_plan(shared: Settings, folder: Path, pinned: str | None, data: Path | None) -> None:
+def _verify_plan(
+    shared: Settings, folder: Path, pinned: str | None, data: Path | None, brought: tuple[Path, ...]
+) -> None:
+    from dataclasses import replace
+
     from paris_swarm.cli.baselines import audit_baselines, baselines_dict
     from paris_swarm.cli.plan_folder import open_plan_folder
     from paris_swarm.cli.probe_views import baseline_lines, baseline_table
     from paris_swarm.expert.data.shards import PreparedData
 
-    plan_folder = open_plan_folder(folder, plan_id=pinned)
+    plan_folder = replace(open_plan_folder(folder, plan_id=pinned), brought=brought)
     with shared.console.status("Computing the bars again ...") as status:
         found = audit_baselines(
             plan_folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,11 @@ def test_sample_draws_a_picture_that_says_where_it_comes_from(story: Story, tmp_
     assert float(text["guidance"]) == report["guidance"]
     assert "experts" in text
     assert png.read_bytes()[:4] == b"\x89PNG"
+    beside = json.loads((tmp_path / "drawn.png.json").read_text("utf-8"))
+    assert report["sidecar"] == str(tmp_path / "drawn.png.json")
+    assert (beside["plan"], beside["assembly"], beside["seed"]) == (story.plan_id, report["assembly"], 7)
+    assert [one["prompt"] for one in beside["pictures"]] == [prompts[0], prompts[0], prompts[1], prompts[1]]
+    assert all(sum(one["shares"].values()) == pytest.approx(1, abs=1e-4) for one in beside["pictures"])
 
     again = tmp_path / "again.png"
     done(verb("sample", story.model, *arguments[:-1], again, "--device", "cpu", "--json"))

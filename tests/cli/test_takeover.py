@@ -13,7 +13,7 @@ import pytest
 from swarm_processes import VerbProcess, VerbProcesses, done, events, eventually, lane, verb
 
 from paris_swarm.dht_schemas.records import Announcement
-from paris_swarm.swarm.home import Ledger
+from paris_swarm.swarm.ledger import Ledger
 
 STEPS = 240
 LEASE_S = 6

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from paris_swarm.cli.views import bar, dashboard, partition_table, picture, size
-from paris_swarm.router.partition import ClusterReport
+from paris_swarm.router.cluster_report import ClusterReport
 from paris_swarm.swarm.peer import LaneState
 from paris_swarm.swarm.status import (
     CheckpointStatus,
