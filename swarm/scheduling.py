@@ -27,6 +27,10 @@ Chunk = tuple[int, int]
 """(index of the file in its manifest or plan, index of the chunk)."""
 
 
+_SPARE = 3
+"""Streams in a row that may bring nothing after one that brought parts: a circuit that ends takes some with it."""
+
+
 @dataclass(frozen=True)
 class FetchPolicy:
     """How a download treats its sources.
@@ -56,6 +60,7 @@ class _Source:
 
     On the stream that is open: fruitful: a chunk was saved; progressed: parts of one came. resumed: the stream follows
     on one that ended early, and its time counts on. begun: the chunk that parts came of, first asked at begun_at.
+    spare: streams in a row that may still bring nothing.
     """
 
     holds: frozenset[Chunk] | None
@@ -67,6 +72,7 @@ class _Source:
     resumed: bool = False
     begun: Chunk | None = None
     begun_at: float = 0.0
+    spare: int = 0
     failures: int = 0
     spent_at: int = -1
     retry_at: float = -math.inf
@@ -361,8 +367,9 @@ class ChunkScheduler:
         of use.
 
         Returns:
-            Whether the peer is merely limited: parts came, or smaller ones may from now on. It is no worse for that,
-            unless it is too slow over all its streams (the minimum rate).
+            Whether the peer is merely limited: parts came, or smaller ones may from now on, or came over the stream
+            before the last few. It is no worse for that, unless it is too slow over all its streams
+            (the minimum rate).
         """
         source = self._sources[peer]
         slow = self.too_slow(peer, now)
@@ -370,9 +377,14 @@ class ChunkScheduler:
         self._release(source)
         if (source.progressed or (shrunk and not source.fruitful)) and not slow:
             source.resumed, source.failures, source.retry_at, source.spent_at = True, 0, now, -1
+            source.spare = _SPARE if source.progressed else 0
+            return True
+        if source.spare > 0 and not slow:
+            source.spare -= 1
+            source.resumed, source.retry_at, source.spent_at = True, now + self.policy.backoff_s, -1
             return True
         self.book.failed(peer)
-        source.resumed, source.begun = False, None
+        source.resumed, source.begun, source.spare = False, None, 0
         if source.fruitful and not slow:
             source.failures, source.retry_at = 0, now
         else:

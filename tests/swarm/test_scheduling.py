@@ -340,6 +340,28 @@ def test_a_source_that_brings_nothing_more_is_left_like_any_other() -> None:
         assert made.exhausted
 
 
+def test_a_circuit_that_ends_takes_three_empty_streams_with_it_and_no_more() -> None:
+    made = ChunkScheduler(chunks(1), policy=FetchPolicy(backoff_s=1.0))
+    made.add_source("limited")
+    now = 0.0
+    for _round in range(2):
+        made.engage("limited", now)
+        assert made.take("limited", now) == (0, 0)
+        made.part("limited", (0, 0))
+        assert made.failed("limited", now, came=110_000)
+        for _empty in range(3):
+            made.engage("limited", now)
+            assert made.take("limited", now) == (0, 0)
+            assert made.failed("limited", now), "one stream brought parts a moment ago"
+            assert made.ready(now) == [], "not at once"
+            now += made.next_retry(now) or 0.0
+            assert made.ready(now) == ["limited"]
+    assert made.book.of("limited").success == 1.0
+    made.engage("limited", now)
+    assert not made.failed("limited", now)
+    assert made.book.of("limited").success < 1.0
+
+
 def test_a_source_too_slow_over_all_its_streams_is_left() -> None:
     made = scheduler(4, "trickle", "other", min_rate=32_000.0, rate_window_s=10.0, pipeline=1)
     bring(made, "other", made.take("other", 0.0) or (9, 9), 0.1)
