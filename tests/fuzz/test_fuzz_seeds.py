@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 from fuzz_run import FAULTS, SEEDS, faults, memory_limit, stored
-from fuzz_targets import TARGETS
+from fuzz_targets import TARGETS, Target
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -25,11 +25,21 @@ def test_an_input_costs_memory_in_proportion_to_its_bytes(name: str) -> None:
     largest = sorted((*target.seeds, *stored(name)), key=len)[-10:]
     for data in (*largest, *(seed + b" " * target.longest for seed in target.seeds), b"[" * target.longest):
         target.run(data)  # what is made once is not counted
-        tracemalloc.start()
+        # The nodes of other tests may still run, and what their threads allocate meanwhile is counted too: an input
+        # costs at most what it was ever seen to cost.
+        peaks = [peak(target, data)]
+        while peaks[-1] > memory_limit(len(data)) and len(peaks) < 5:
+            peaks.append(peak(target, data))
+        assert min(peaks) <= memory_limit(len(data))
+
+
+def peak(target: Target, data: bytes) -> int:
+    tracemalloc.start()
+    try:
         target.run(data)
-        peak = tracemalloc.get_traced_memory()[1]
+        return tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-        assert peak <= memory_limit(len(data))
 
 
 def test_seeds_are_of_targets_and_small() -> None:
