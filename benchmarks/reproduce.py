@@ -1,6 +1,7 @@
 """The papers' claim on data that anyone can draw: K experts and a router against one dense model of the same FLOPs.
 
     python benchmarks/reproduce.py OUT                          # scale "small": 90 minutes on two cores
+    python benchmarks/reproduce.py OUT --rates                  # three learning rates, both sides; chosen beforehand
     python benchmarks/reproduce.py OUT --budget-minutes 30      # as far as half an hour reaches; run again to go on
     python benchmarks/reproduce.py OUT --scale full --device cuda --workers 1
     python benchmarks/reproduce.py OUT --scale full --data DIR  # rows of another prepared folder
@@ -8,7 +9,7 @@
 
 Everything lies in OUT: data, partitions, trained parts, pictures, and one JSON file a cell (cells/). What is there is
 never done again; a worker that is killed loses at most the two minutes since its last checkpoint. Both sides have the
-same network, learning rate, schedule and EMA; no rate was searched for on either (reproduce_grid.py has every value).
+same network, schedule, EMA and optimiser; the same three rates were tried on both (reproduce_grid.py has every value).
 """
 
 from __future__ import annotations
@@ -181,6 +182,7 @@ def main() -> int:
     parser.add_argument("--budget-minutes", type=float, help="stop at a checkpoint after this long")
     parser.add_argument("--workers", type=int, default=2, help="processes, one torch thread each (default: 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--rates", action="store_true", help="only try the learning rates, the same on both sides")
     parser.add_argument("--report", type=Path, help="write the tables of what is done here, and train nothing")
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
@@ -192,6 +194,11 @@ def main() -> int:
     os.nice(10)
     begun = time.monotonic()
     folder = settle(scale, arguments.out, arguments.data)
+    if arguments.rates:
+        from reproduce_rates import run as run_rates  # beside this file
+
+        run_rates(scale, folder, arguments.out, workers=arguments.workers, own=own, say=say)
+        return 0
     budget = None if arguments.budget_minutes is None else arguments.budget_minutes * 60 - (time.monotonic() - begun)
     run(scale, folder, arguments.out, workers=arguments.workers, device=arguments.device, budget_s=budget)
     return 0

@@ -18,7 +18,7 @@ from torch import nn
 
 from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.expert.model import Expert
-from paris_swarm.expert.recipe import ModelConfig, Recipe, TrainConfig, recipe_digest
+from paris_swarm.expert.recipe import DEMO, ModelConfig, Recipe, TrainConfig, recipe_digest
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import DEMO as ROUTER_TINY
 from paris_swarm.router.recipe import RouterRecipe
@@ -39,7 +39,8 @@ FAMILIES = ("landscape", "planets", "sprouts", "voxel-bot", "critters", "moods",
 @dataclass(frozen=True)
 class Scale:
     """One size of the experiment. Lengths in pixels; `rows` of the data, the last `held_out` of them never trained on;
-    `steps` of every expert, `router_steps` of a router; `sampling_steps` Euler steps a picture.
+    `steps` of every expert, `router_steps` of a router; `sampling_steps` Euler steps a picture. `expert_rates` and
+    `dense_rates` multiply the learning rates of `train`, as `reproduce.py OUT --rates` found them on either side.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Scale:
     strategies: tuple[str, ...] = STRATEGIES
     sampling_steps: int = 20
     guidance: float = 1.0
+    expert_rates: float = 1.0
+    dense_rates: float = 1.0
     data_seed: int = 0
     families: tuple[str, ...] = field(default=FAMILIES)
 
@@ -70,7 +73,8 @@ class Scale:
         """
         if self.dense_batch % clusters:
             raise ValueError(f"the dense batch {self.dense_batch} cannot be shared by {clusters} experts")
-        recipe = Recipe(self.model, replace(self.train, batch=self.dense_batch // clusters, seed=seed))
+        train = replace(faster(self.train, self.expert_rates), batch=self.dense_batch // clusters, seed=seed)
+        recipe = Recipe(self.model, train)
         text = data["text"]
         return recipe.with_data(
             channels=data["channels"], resolution=self.resolution, text_dim=text["dim"], text_tokens=text["tokens"]
@@ -90,7 +94,13 @@ class Scale:
         expert, router = self.expert_recipe(clusters, seed, data), self.router_recipe(clusters, seed, data)
         extra = training_flops(router) / (clusters * training_flops(expert))
         steps = round(expert.train.steps * (1 + extra))
-        return replace(expert, train=replace(expert.train, batch=self.dense_batch, steps=steps))
+        own = faster(replace(self.train, seed=seed), self.dense_rates)
+        return replace(expert, train=replace(own, batch=self.dense_batch, steps=steps))
+
+
+def faster(train: TrainConfig, factor: float) -> TrainConfig:
+    """`train` with both of its learning rates times `factor`."""
+    return replace(train, lr=train.lr * factor, matrix_lr=train.matrix_lr * factor)
 
 
 SCALES: dict[str, Scale] = {
@@ -100,7 +110,7 @@ SCALES: dict[str, Scale] = {
         rows=6144,
         held_out=384,
         model=ModelConfig(resolution=24, patch=6, hidden=192, depth=4, heads=3, output="residual", patch_skip=True),
-        train=TrainConfig(steps=400, optimizer="adamw", lr=1e-3),
+        train=replace(DEMO.train, steps=400),
         router=ROUTER_TINY,
         dense_batch=256,
         clusters=(8,),

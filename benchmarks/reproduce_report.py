@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from reproduce_grid import DENSE, Arm, Cell, Scale, arms, work
+from reproduce_rates import table as rates_table
 
 from paris_swarm.dht_schemas.files import atomic_write
+from paris_swarm.expert.recipe import TrainConfig
 from paris_swarm.router.evaluation.intervals import Interval
 from paris_swarm.router.evaluation.tables import Column, columns, markdown
 from paris_swarm.router.png import write_grid
@@ -147,13 +149,21 @@ def settings_lines(scale: Scale, out: Path) -> list[str]:
     return [
         f"Scale `{scale.name}`: {count} DiceBear pictures of {scale.resolution} px in {len(scale.families)} families, "
         f"{scale.held_out} of them held out (prompts, and the floor); networks of width {model.hidden}, depth "
-        f"{model.depth}, patch {model.patch}; {train.steps} steps, {train.optimizer} at {train.lr:g}, schedule "
+        f"{model.depth}, patch {model.patch}; {train.steps} steps, {rates(train)}, schedule "
         f"{train.schedule}, EMA {train.ema}; dense batch {scale.dense_batch}, an expert's batch that / K; router of "
         f"width {scale.router.model.hidden}, {scale.router.train.steps} steps of {scale.router.train.batch}; pictures "
-        f"by {scale.sampling_steps} Euler steps, guidance {scale.guidance:g}. Same rates, schedule and EMA on both "
-        "sides; the dense model takes more steps for what the router costs. One partition for all seeds; a seed "
+        f"by {scale.sampling_steps} Euler steps, guidance {scale.guidance:g}. Same optimiser, schedule and EMA on both "
+        f"sides; experts take these rates times {scale.expert_rates:g}, the dense model times {scale.dense_rates:g}; "
+        "the dense model takes more steps for what the router costs. One partition for all seeds; a seed "
         "decides initial weights, the order of rows and the noise.",
     ]
+
+
+def rates(train: TrainConfig) -> str:
+    """The optimiser and its learning rates, before a side's factor."""
+    if train.optimizer == "muon":
+        return f"Muon at {train.matrix_lr:g} on the layers' matrices and AdamW at {train.lr:g} on the rest"
+    return f"{train.optimizer} at {train.lr:g}"
 
 
 def tables(scale: Scale, out: Path, doc: Path) -> str:
@@ -161,6 +171,8 @@ def tables(scale: Scale, out: Path, doc: Path) -> str:
     cells = read_cells(scale, out)
     floor_path = out / "floor.json"
     parts: list[str] = settings_lines(scale, out)
+    if tried := rates_table(scale, out):
+        parts += ["### Rates tried on both sides: held-out loss of short runs", tried]
     for arm in arms(scale):
         rows: dict[str, Any] = {}
         if floor_path.is_file():
