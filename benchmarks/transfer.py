@@ -4,8 +4,9 @@
     python benchmarks/transfer.py --size 64 --runs 1   # a smoke test
     python benchmarks/transfer.py --json               # the five figures only
 
-Every way gets processes of its own (real p2pd daemons on both sides where libp2p is used), the repetitions are
-interleaved, figures are medians. The bytes are normal random fp32 numbers, which no lossless coder shrinks by a tenth.
+Every way gets processes of its own (real p2pd daemons on both sides where libp2p is used); the repetitions are
+interleaved, in another order each time; figures are medians. The bytes are normal random fp32 numbers, which no
+lossless coder shrinks by a tenth.
 
   ours            fetch_blob + fetch_files into a content store on disk: every chunk hashed on both sides, fsynced
   ours-three      the same from three source processes
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import socket
@@ -35,7 +37,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,15 @@ def plain_tcp(paths: list[Path]) -> float:
     return took
 
 
+def in_turn(ways: Sequence[str], run: int) -> list[str]:
+    """The ways in the order of one run. What ran just before leaves a machine behind, with more or less memory given
+    back to the host: each run goes round in other steps, so a way begins elsewhere and follows other ones.
+    """
+    steps = [step for step in range(1, len(ways)) if math.gcd(step, len(ways)) == 1]
+    step = steps[run % len(steps)]
+    return [ways[(2 * run + step * place) % len(ways)] for place in range(len(ways))]
+
+
 def measure(size: int, runs: int, work: Path, note: Callable[[str], None]) -> dict[str, Any]:
     """Every way, ``runs`` times in turn. Returns throughput in MB/s and memory growth in MB by way."""
     folder = work / "data"
@@ -212,17 +223,25 @@ def measure(size: int, runs: int, work: Path, note: Callable[[str], None]) -> di
                     raise SystemExit(f"{name}: {lost[name]} runs came short; is the machine out of memory?")
             return report
 
+        def once(name: str) -> None:
+            """One run of one way; the raw streams at every size of a write."""
+            if name == "tcp":
+                record(name, plain_tcp([folder / file for file in names]))
+                return
+            if name == "https":
+                assert nginx is not None
+                record(name, nginx.fetch(names, work / "https"))
+                return
+            for piece in PIECES if name.startswith("raw") else PIECES[:1]:
+                report = timed(receivers[name], name, size, piece)
+                record(f"{name} {piece >> 10}K" if name.startswith("raw") else name, report["seconds"])
+                growth[name] = max(growth.get(name, 0.0), report["rss_growth_mb"])
+                cpu.setdefault(name, []).append(report["cpu_seconds"])
+
         for run in range(runs):
             note(f"run {run + 1} of {runs}")
-            for name, end in receivers.items():
-                for piece in PIECES if name.startswith("raw") else PIECES[:1]:
-                    report = timed(end, name, size, piece)
-                    record(f"{name} {piece >> 10}K" if name.startswith("raw") else name, report["seconds"])
-                    growth[name] = max(growth.get(name, 0.0), report["rss_growth_mb"])
-                    cpu.setdefault(name, []).append(report["cpu_seconds"])
-            if nginx is not None:
-                record("https", nginx.fetch(names, work / "https"))
-            record("tcp", plain_tcp([folder / name for name in names]))
+            for name in in_turn([*receivers, *(["https"] if nginx is not None else []), "tcp"], run):
+                once(name)
         growth["source (most of three)"] = max(end.ask(ask="rss")["rss_growth_mb"] for end in sources)
     finally:
         for closing in [threading.Thread(target=end.close) for end in ends]:

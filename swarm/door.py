@@ -101,6 +101,9 @@ async def greet_client(
 ) -> bool:
     """Open a stream as its server: the client's greeting, judged, then ours. False: the client was turned away.
 
+    True: it has entered ``door``, and the caller lets it leave. It enters before anything else can happen: what the
+    door knows of a peer with no stream is forgotten when many others greet.
+
     Raises:
         wire.BadFrame: the client does not speak the protocol.
         Stalled, StreamClosed: it sent or took nothing.
@@ -118,12 +121,19 @@ async def greet_client(
         raise
     except RecordError:
         answer = wire.GreetingFrame(door.refusal(stream.peer_id), wire.Verdict.NOT_ADMITTED)
+    welcome = answer.verdict is wire.Verdict.WELCOME
+    if welcome:
+        door.enter(stream.peer_id, stream)
     try:
         async with asyncio.timeout(stall_s):
             await stream.write(answer.to_bytes())
-    except TimeoutError as error:
-        raise Stalled(f"{stream.peer_id} took nothing for {stall_s:g} s") from error
-    return answer.verdict is wire.Verdict.WELCOME
+    except BaseException as error:
+        if welcome:
+            door.leave(stream.peer_id, stream)
+        if isinstance(error, TimeoutError):
+            raise Stalled(f"{stream.peer_id} took nothing for {stall_s:g} s") from error
+        raise
+    return welcome
 
 
 async def _read_greeting(stream: Stream, reader: wire.RequestReader | wire.ResponseReader) -> wire.GreetingFrame:

@@ -49,7 +49,8 @@ from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.invite import peer_address, peer_id_in
 from paris_swarm.swarm import p2pd_launch
 from paris_swarm.swarm.crowd import NEAREST, population
-from paris_swarm.swarm.direct import DIRECT_PROTOCOL, DirectStreams, host_of
+from paris_swarm.swarm.direct import DIRECT_PROTOCOL
+from paris_swarm.swarm.peer_streams import PeerStreams
 from paris_swarm.swarm.relay_limit import HOP_PROTOCOL, circuit_bytes
 from paris_swarm.swarm.socket_stream import BareSocket, SocketStream, taken_over
 from paris_swarm.swarm.transport import (
@@ -369,7 +370,9 @@ class HivemindTransport:
         unreachable_seeds: address -> why, of the seeds that did not answer at the start (they are tried again).
     """
 
-    def __init__(self, p2p: P2P, *, observer: bool, watch_s: float, max_subkeys: int = MAX_SUBKEYS) -> None:
+    def __init__(
+        self, p2p: P2P, *, observer: bool, watch_s: float, max_subkeys: int = MAX_SUBKEYS, direct: bool = True
+    ) -> None:
         self._p2p = p2p
         self._control = _Control(p2p)
         self._peer_id: str = p2p.peer_id.to_base58()
@@ -378,11 +381,9 @@ class HivemindTransport:
         self._max_subkeys = max_subkeys
         self._node: Any = None
         self._validator: Any = None
-        self._handler: StreamHandler | None = None
-        self._direct: DirectStreams | None = None
+        self._streams = PeerStreams(self._open, direct=direct)
         self._known: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._incoming_tasks: set[asyncio.Task[Any]] = set()
         self._searches: set[asyncio.Task[Any]] = set()
         self._alone = asyncio.Event()
         self._closing = False
@@ -448,14 +449,13 @@ class HivemindTransport:
             )
         except (P2PDaemonError, OSError, TimeoutError) as error:
             raise TransportDown(f"p2pd did not start: {error}") from error
-        self = cls(p2p, observer=observer, watch_s=watch_s, max_subkeys=max_subkeys)
+        self = cls(p2p, observer=observer, watch_s=watch_s, max_subkeys=max_subkeys, direct=direct)
         try:
             self._spawn(self._supervise())
-            self._direct = DirectStreams() if direct else None
             if not observer:
                 await p2p.add_binary_stream_handler(FILE_PROTOCOL, self._incoming)
-                if self._direct is not None:
-                    await self._listen_direct(self._direct, listen, direct_port)
+                if await self._streams.listen(listen, direct_port):
+                    await p2p.add_binary_stream_handler(DIRECT_PROTOCOL, self._incoming)
             seeds = [seed for seed in seeds if peer_id_in(seed) != self._peer_id]
             self._known.update({peer_id_in(seed): seed for seed in seeds})
             answers = await asyncio.gather(*map(self.connect, seeds), return_exceptions=True)
@@ -559,7 +559,7 @@ class HivemindTransport:
     # ---- streams
 
     def serve(self, handler: StreamHandler) -> None:
-        self._handler = handler
+        self._streams.handler = handler
 
     async def open_stream(self, peer_id: str, *, addresses: Sequence[str] = ()) -> Stream:
         self._need_up()
@@ -567,23 +567,7 @@ class HivemindTransport:
             with contextlib.suppress(Unreachable):
                 await self.connect(address)
                 break
-        return await self._open_direct(peer_id) or await self._open(peer_id, FILE_PROTOCOL)
-
-    async def _open_direct(self, peer_id: str) -> Stream | None:
-        """A direct connection when both ends want one and can; whatever stands in its way, libp2p has the last word."""
-        if self._direct is None or not self._direct.worth_trying(peer_id):
-            return None
-        try:
-            control = await self._open(peer_id, DIRECT_PROTOCOL)
-        except NotHeld:
-            self._direct.avoid(peer_id)
-            return None
-        except (PeerNotFound, Unreachable):
-            return None
-        try:
-            return await self._direct.dial(control, control.remote)
-        finally:
-            await control.close()
+        return await self._streams.open(peer_id)
 
     async def _open(self, peer_id: str, protocol: str) -> SocketStream:
         try:
@@ -595,43 +579,12 @@ class HivemindTransport:
                 raise PeerNotFound(f"nobody we are connected to knows an address of peer {peer_id}") from error
             raise Unreachable(f"peer {peer_id} does not answer: {_first_line(error)}") from error
 
-    async def _listen_direct(self, direct: DirectStreams, listen: str | Sequence[str], port: int) -> None:
-        first = listen if isinstance(listen, str) else next(iter(listen), "")
-        host = host_of(first)
-        if host is None:
-            return
-        try:
-            await direct.listen(host, port, self._serve_stream)
-        except OSError as error:
-            if port:
-                raise TransportDown(f"port {port} for direct connections cannot be used: {error}") from error
-            log.warning("no direct connections, files go through libp2p: %s", error)
-            return
-        await self._p2p.add_binary_stream_handler(DIRECT_PROTOCOL, self._incoming)
-
-    async def _serve_stream(self, peer_id: str, stream: Stream) -> None:
-        if self._handler is not None and not self._closing:
-            await self._handler(peer_id, stream)
-
     async def _incoming(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             stream = await _stream_over(info.peer_id.to_base58(), info.addr.to_bytes(), reader, writer)
         except StreamClosed:
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._incoming_tasks.add(task)
-        try:
-            if info.proto == DIRECT_PROTOCOL and self._direct is not None:
-                async with asyncio.timeout(_CONTROL_S):
-                    await self._direct.offer(stream, stream.remote)
-            else:
-                await self._serve_stream(stream.peer_id, stream)
-        except (TransportError, TimeoutError) as error:
-            log.info("a stream from %s ended: %s", stream.peer_id, error)
-        finally:
-            self._incoming_tasks.discard(task)
-            await stream.close()
+        await self._streams.incoming(stream, info.proto)
 
     # ---- peers
 
@@ -711,12 +664,11 @@ class HivemindTransport:
         self._closing = True
         if self._node is not None:
             self._node.is_alive = False
-        if self._direct is not None:
-            await self._direct.close()
+        await self._streams.close()
         self._p2p.fail_calls()
         if self._searches:  # every call they wait for has failed: they end by themselves
             await asyncio.wait(self._searches, timeout=_SEARCH_END_S)
-        await _ended(self._p2p, (*self._tasks, *self._incoming_tasks, *self._searches))
+        await _ended(self._p2p, (*self._tasks, *self._searches))
 
     # ---- staying connected
 
@@ -766,8 +718,7 @@ class HivemindTransport:
     async def _supervise(self) -> None:
         code = await self._p2p._child.wait()
         self._p2p.fail_calls()
-        if self._direct is not None:
-            self._direct.abandon()  # the peer is gone as a whole: nobody is to find half of it alive
+        self._streams.abandon()  # the peer is gone as a whole: nobody is to find half of it alive
         if not self._closing:
             log.error("p2pd ended with exit status %s: this node is offline until it is started again", code)
 

@@ -341,6 +341,16 @@ class _Pipe:
                 view = view[len(taken) :]
                 self._changed.notify_all()
 
+    async def take_some(self, most: int) -> bytes:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ended or len(self._buffer) > 0)
+            if not self._buffer:
+                raise StreamClosed("the stream ended")
+            piece = bytes(self._buffer[:most])
+            del self._buffer[: len(piece)]
+            self._changed.notify_all()
+        return piece
+
     async def take(self, size: int) -> bytes:
         gathered = bytearray()
         async with self._changed:
@@ -382,6 +392,11 @@ class _MemoryStream:
 
     async def read_exactly(self, size: int) -> bytes:
         return await self._incoming.take(size)
+
+    async def read_into(self, view: memoryview) -> int:
+        piece = await self._incoming.take_some(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
 
     async def write(self, data: bytes | memoryview) -> None:
         payload = bytearray(data)

@@ -17,16 +17,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from paris_swarm.dht_schemas.admission import PeerLists
 from paris_swarm.dht_schemas.dht_rules import check_store, checkpoint_key, claim_key
 from paris_swarm.dht_schemas.errors import Equivocation, RecordError, Rollback
 from paris_swarm.dht_schemas.identity import Identity
+from paris_swarm.dht_schemas.manifest import Manifest
 from paris_swarm.dht_schemas.plan import OpenedPlan
+from paris_swarm.dht_schemas.records import Announcement, Claim, Progress
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
 from paris_swarm.swarm.announcing import Announcer
 from paris_swarm.swarm.claims import SlotView
 from paris_swarm.swarm.downloads import Downloads
+from paris_swarm.swarm.file_download import OnProgress
 from paris_swarm.swarm.greeting import Delegate
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.news import News
@@ -123,14 +127,6 @@ class SwarmNode:
             look=self.refresh,
             refuse=self._refuse,
         )
-        # What callers ask a node for is done by its parts.
-        self.publish_claim, self.announce, self.hold = self.voice.publish_claim, self.voice.announce, self.voice.hold
-        self.last_root, self.stored_manifest = self.own.last_root, self.own.stored_manifest
-        self.stored_step, self.grown_from = self.own.stored_step, self.own.grown_from
-        self.forget_older = self.own.forget_older
-        self.fetch_manifest, self.fetch_checkpoint = self.downloads.fetch_manifest, self.downloads.fetch_checkpoint
-        self.manifest_by_root, self.fetch_by_root = self.downloads.manifest_by_root, self.downloads.fetch_by_root
-        self.reload_notices = self.news.reload_notices
 
     # ---- joining and leaving ------------------------------------------------
 
@@ -222,7 +218,10 @@ class SwarmNode:
             await self._read([(slot, claim_key) for slot in sorted(doubtful)])
         now = self.clock()
         self.trusted.expire(now)
-        self.files.ledger.remember(self.trusted.highest)
+        try:
+            self.files.ledger.remember(self.trusted.highest)
+        except OSError as error:  # it is kept in memory, and written with the next look that can
+            log.warning("what was seen of others could not be written down: %s", error)
         self.sightings.settle(self.plan.slots, now, read=frozenset(slots))
         self.sightings.forget_absent(now)
 
@@ -282,8 +281,66 @@ class SwarmNode:
         """Whether this peer still counts in the swarm. Raises Revoked, or Equivocation: two homes run on its key."""
         self.trusted.check_signer(self.identity.peer_id)
 
-    # ---- holding for others ---------------------------------------------------
+    # ---- what its parts do for callers ---------------------------------------
+
+    async def publish_claim(self, slot: str, progress: Progress, *, released: bool = False) -> Claim:
+        """`Announcer.publish_claim`"""
+        return await self.voice.publish_claim(slot, progress, released=released)
+
+    async def announce(
+        self, slot: str, *, step: int, root: str, parent: str | None, total_bytes: int, probe_loss: float
+    ) -> Announcement:
+        """`Announcer.announce`"""
+        return await self.voice.announce(
+            slot, step=step, root=root, parent=parent, total_bytes=total_bytes, probe_loss=probe_loss
+        )
+
+    async def hold(self, slot: str, author_envelope: bytes) -> None:
+        """`Announcer.hold`"""
+        await self.voice.hold(slot, author_envelope)
 
     async def keep_copy(self, slot: str, author_envelope: bytes) -> None:
         """Keep a verified checkpoint for others; announced now unless this node only observes."""
         await self.voice.keep_copy(slot, author_envelope, announced=not self.observer)
+
+    async def fetch_manifest(self, candidate: Candidate) -> tuple[Manifest, bytes]:
+        """`Downloads.fetch_manifest`"""
+        return await self.downloads.fetch_manifest(candidate)
+
+    async def fetch_checkpoint(
+        self, candidate: Candidate, *, names: Iterable[str] | None = None, on_progress: OnProgress | None = None
+    ) -> Path:
+        """`Downloads.fetch_checkpoint`"""
+        return await self.downloads.fetch_checkpoint(candidate, names=names, on_progress=on_progress)
+
+    async def manifest_by_root(self, root: str, holders: Iterable[str]) -> Manifest:
+        """`Downloads.manifest_by_root`"""
+        return await self.downloads.manifest_by_root(root, holders)
+
+    async def fetch_by_root(self, root: str, holders: Iterable[str], *, on_progress: OnProgress | None = None) -> Path:
+        """`Downloads.fetch_by_root`"""
+        return await self.downloads.fetch_by_root(root, holders, on_progress=on_progress)
+
+    def last_root(self, slot: str) -> str | None:
+        """`OwnCheckpoints.last_root`"""
+        return self.own.last_root(slot)
+
+    def stored_manifest(self, root: str) -> Manifest | None:
+        """`OwnCheckpoints.stored_manifest`"""
+        return self.own.stored_manifest(root)
+
+    def stored_step(self, root: str | None) -> int | None:
+        """`OwnCheckpoints.stored_step`"""
+        return self.own.stored_step(root)
+
+    def grown_from(self, slot: str, step: int, origin: str | None) -> str | None:
+        """`OwnCheckpoints.grown_from`"""
+        return self.own.grown_from(slot, step, origin)
+
+    def forget_older(self, slot: str, root: str, *, keep: int) -> None:
+        """`OwnCheckpoints.forget_older`"""
+        self.own.forget_older(slot, root, keep=keep)
+
+    def reload_notices(self) -> None:
+        """`News.reload_notices`"""
+        self.news.reload_notices()

@@ -45,6 +45,8 @@ class PartialFile:
         self._held: set[int] = set()
         self._finished = False
         self._unsynced = 0
+        self._flushing: threading.Thread | None = None
+        self._flush_error: OSError | None = None
         self._map_fd = -1
         self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -95,8 +97,13 @@ class PartialFile:
         """Bytes of one chunk; only the last one may be shorter than CHUNK."""
         return min(CHUNK, self.entry.length - index * CHUNK)
 
-    def write(self, index: int, data: bytes) -> None:
-        """Hash a chunk and write it. Raises DigestMismatch, in which case nothing was written."""
+    def write(self, index: int, data: bytes | memoryview) -> None:
+        """Hash a chunk and write it.
+
+        Raises:
+            DigestMismatch: it is not this chunk; nothing was written.
+            OSError: it could not be written, or what came before did not reach the disk.
+        """
         if len(data) != self.size(index) or blake3_hex(data) != self.entry.chunks[index]:
             raise DigestMismatch(f"chunk {index} of {self.entry.name} does not match its digest")
         view, offset = memoryview(data), index * CHUNK
@@ -110,18 +117,37 @@ class PartialFile:
             self._held.add(index)
             self._write_map(index // 8)
             self._unsynced += len(data)
-            if self._unsynced >= SYNC_BYTES:
-                self._let_go_of_pages()
+            behind = self._flush_behind()
+        if behind is not None:  # the disk is slower than the source: what is not written yet stays bounded
+            behind.join()
 
-    def _let_go_of_pages(self) -> None:
+    def _flush_behind(self) -> threading.Thread | None:
         """Write out what came and give its memory back, so that a download of any size goes through the same few
         megabytes. Fresh memory for each page cost a virtual machine 3 to 5 s of CPU a GiB, this 0.4 s
         (docs/results/transfer-2026-11.md); and the last flush is short.
+
+        It takes as long as two chunks take to come, so a thread of its own does it. Returns one to wait for.
         """
+        if self._flush_error is not None:
+            raise self._flush_error
+        if self._unsynced < SYNC_BYTES or not hasattr(os, "posix_fadvise"):
+            return None
+        if self._flushing is not None and self._flushing.is_alive():
+            return self._flushing if self._unsynced >= 2 * SYNC_BYTES else None
         self._unsynced = 0
-        if hasattr(os, "posix_fadvise"):
-            os.fdatasync(self._fd)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        # A descriptor of its own: a close meanwhile must not hand its number to another file.
+        self._flushing = threading.Thread(target=self._flush, args=(os.dup(self._fd),), name="flush")
+        self._flushing.start()
+        return None
+
+    def _flush(self, descriptor: int) -> None:
+        try:
+            os.fdatasync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:  # an fsync after this one would not tell it again
+            self._flush_error = error
+        finally:
+            os.close(descriptor)
 
     def finish(self) -> Path:
         """Make the file whole: flush, move into place, drop the map. Raises ValueError while chunks are missing."""
@@ -129,6 +155,10 @@ class PartialFile:
             raise ValueError(f"{self.entry.name} still misses {len(self.missing)} chunks")
         with self._lock:  # the last chunks may come at once, from several threads
             if not self._finished:
+                if self._flushing is not None:
+                    self._flushing.join()
+                if self._flush_error is not None:
+                    raise self._flush_error
                 os.fsync(self._fd)
                 os.replace(self.path, self._final)
                 self._map_path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def parts_of(chunk: Chunk, size: int, kept: int, length: int) -> list[Part]:
     ]
 
 
-def joined(parts: list[wire.Response]) -> bytes:
+def joined(parts: list[wire.Response]) -> bytes | memoryview:
     """The bytes that the parts stand for. Raises wire.BadFrame."""
     if len(parts) == 1:
         return wire.decode_payload(parts[0])

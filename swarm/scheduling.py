@@ -11,7 +11,8 @@ The driver (fetching.py) tells what happened; the scheduler answers what to ask 
   - a peer whose streams end early, each having brought something, is limited, not faulty (a relay lets so many bytes
     through a circuit): it is asked again at once, for the rest of the chunk it began, which others leave to it while
     there is anything else to do
-  - a peer slower than a minimum rate is left while another one could do its work; the only one is kept
+  - a peer slower than a minimum rate is left while another one could do its work; the only one is kept as long as
+    whole chunks come, however seldom, within a bound
 """
 
 from __future__ import annotations
@@ -19,69 +20,14 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
+from paris_swarm.swarm.asked_source import AskedSource, Chunk, FetchPolicy
 from paris_swarm.swarm.sources import SourceBook
 
-Chunk = tuple[int, int]
-"""(index of the file in its manifest or plan, index of the chunk)."""
-
+__all__ = ["Chunk", "ChunkScheduler", "FetchPolicy"]
 
 _SPARE = 3
 """Streams in a row that may bring nothing after one that brought parts: a circuit that ends takes some with it."""
-
-
-@dataclass(frozen=True)
-class FetchPolicy:
-    """How a download treats its sources.
-
-    Args:
-        pipeline: chunk requests in flight on one stream; keeps it busy while a chunk is hashed and written.
-        sources: peers asked at once; further ones are used when these fail.
-        stall_s: a peer that sends nothing for so long is left.
-        min_rate: bytes/s over ``rate_window_s`` below which a peer is left while others could do its work.
-        backoff_s: pause after a failure without any progress; doubles with each further one up to ``backoff_max_s``.
-        late_s: silence after which a peer whose speed is unknown is taken to be late.
-    """
-
-    pipeline: int = 3
-    sources: int = 8
-    stall_s: float = 10.0
-    min_rate: float = 32 * 1024
-    rate_window_s: float = 15.0
-    backoff_s: float = 0.5
-    backoff_max_s: float = 30.0
-    late_s: float = 1.0
-
-
-@dataclass
-class _Source:
-    """One peer as this download sees it. asked: chunk -> when it was asked, oldest first.
-
-    On the stream that is open: fruitful: a chunk was saved; progressed: parts of one came. resumed: the stream follows
-    on one that ended early, and its time counts on. begun: the chunk that parts came of, first asked at begun_at.
-    spare: streams in a row that may still bring nothing.
-    """
-
-    holds: frozenset[Chunk] | None
-    asked: dict[Chunk, float] = field(default_factory=dict)
-    lacks: set[int] = field(default_factory=set)
-    engaged: bool = False
-    fruitful: bool = False
-    progressed: bool = False
-    resumed: bool = False
-    begun: Chunk | None = None
-    begun_at: float = 0.0
-    spare: int = 0
-    failures: int = 0
-    spent_at: int = -1
-    retry_at: float = -math.inf
-    last_at: float = -math.inf
-    window_at: float = 0.0
-    window_bytes: int = 0
-
-    def may_hold(self, chunk: Chunk) -> bool:
-        return chunk[0] not in self.lacks and (self.holds is None or chunk in self.holds)
 
 
 class ChunkScheduler:
@@ -101,7 +47,7 @@ class ChunkScheduler:
         self._wanted: list[Chunk] = sorted(sizes)
         self._checking: dict[Chunk, str] = {}
         self._saved: set[Chunk] = set()
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, AskedSource] = {}
         self.duplicate_bytes = 0
         """Bytes of chunks that came whole although another copy had won."""
 
@@ -135,7 +81,7 @@ class ChunkScheduler:
         if known is not None:
             known.holds = chunks if holds is not None else known.holds
             return False
-        self._sources[peer] = _Source(chunks)
+        self._sources[peer] = AskedSource(chunks)
         return True
 
     def ready(self, now: float) -> list[str]:
@@ -170,7 +116,7 @@ class ChunkScheduler:
             )
         )
 
-    def _useful(self, peer: str, source: _Source) -> bool:
+    def _useful(self, peer: str, source: AskedSource) -> bool:
         if self.book.of(peer).banned is not None:
             return False
         if source.holds is None:
@@ -187,7 +133,7 @@ class ChunkScheduler:
         if not source.resumed:
             self._begin_window(source, now)
 
-    def _begin_window(self, source: _Source, now: float) -> None:
+    def _begin_window(self, source: AskedSource, now: float) -> None:
         source.last_at = source.window_at = now
         source.window_bytes = 0
 
@@ -225,14 +171,14 @@ class ChunkScheduler:
             return self.policy.pipeline
         return max(1, min(self.policy.pipeline, math.ceil(len(self._wanted) / engaged)))
 
-    def _continued(self, source: _Source) -> Chunk | None:
+    def _continued(self, source: AskedSource) -> Chunk | None:
         """The chunk of which this peer brought a part, when nobody else has been asked for it meanwhile."""
         if source.begun is None or not source.may_hold(source.begun):
             return None
         place = bisect.bisect_left(self._wanted, source.begun)
         return source.begun if self._wanted[place : place + 1] == [source.begun] else None
 
-    def _rarest(self, source: _Source) -> Chunk | None:
+    def _rarest(self, source: AskedSource) -> Chunk | None:
         theirs = {other.begun for other in self._sources.values() if other.begun is not None}
         engaged = [other for other in self._sources.values() if other.engaged]
         alike = all(other.holds is None and not other.lacks for other in engaged)
@@ -243,7 +189,7 @@ class ChunkScheduler:
             return wanted[0] if wanted else None
         return min(wanted, key=lambda chunk: (sum(other.may_hold(chunk) for other in engaged), chunk), default=None)
 
-    def _overdue(self, peer: str, source: _Source, now: float) -> Chunk | None:
+    def _overdue(self, peer: str, source: AskedSource, now: float) -> Chunk | None:
         """A chunk asked of one other peer that this one, having nothing else to do, is likely to bring sooner."""
         if source.asked:
             return None
@@ -268,7 +214,7 @@ class ChunkScheduler:
         rate = self.book.of(peer).rate
         return math.inf if rate is None else size / rate
 
-    def _due(self, peer: str, source: _Source, queued: int, now: float) -> float:
+    def _due(self, peer: str, source: AskedSource, queued: int, now: float) -> float:
         """Seconds until this peer should have sent ``queued`` bytes; infinite when unknown, or when it is late."""
         expected, waited = self._time_for(peer, queued), now - source.last_at
         if expected < math.inf and waited > 2 * expected + self.policy.late_s:
@@ -281,14 +227,22 @@ class ChunkScheduler:
         """Some bytes of an answer came."""
         self._sources[peer].window_bytes += size
 
-    def too_slow(self, peer: str, now: float) -> bool:
-        """Whether this peer sent less than the minimum rate over a window while another could do its work."""
+    def too_slow(self, peer: str, now: float) -> str:
+        """Why this peer is to be left, in words: it brought no whole chunk for ``chunk_s``, or it sent less than the
+        minimum rate over a window while another could do its work. Empty: it is not.
+        """
         source, policy = self._sources[peer], self.policy
-        if not source.asked or now - source.window_at < policy.rate_window_s:
-            return False
+        if not source.asked:
+            return ""
+        if now - source.last_at >= policy.chunk_s:
+            return f"brought no whole chunk within {policy.chunk_s:g} s"
+        if now - source.window_at < policy.rate_window_s:
+            return ""
         slow = source.window_bytes < policy.min_rate * (now - source.window_at)
         source.window_at, source.window_bytes = now, 0
-        return slow and any(self._could_replace(other, now) for other in self._sources if other != peer)
+        if slow and any(self._could_replace(other, now) for other in self._sources if other != peer):
+            return f"sent less than {policy.min_rate:g} bytes/s while others could do better"
+        return ""
 
     def _could_replace(self, peer: str, now: float) -> bool:
         source = self._sources[peer]
@@ -398,6 +352,7 @@ class ChunkScheduler:
         """The peer was left for its slowness: like a failure, and never tried again at once."""
         source = self._sources[peer]
         source.fruitful = source.progressed = False
+        source.spare = 0
         self.failed(peer, now)
 
     def leave(self, peer: str) -> None:
@@ -417,7 +372,7 @@ class ChunkScheduler:
         source.begun = None
         source.holds = frozenset()
 
-    def _release(self, source: _Source) -> None:
+    def _release(self, source: AskedSource) -> None:
         source.engaged = False
         asked, source.asked = source.asked, {}
         for chunk in asked:

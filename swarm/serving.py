@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paris_swarm.dht_schemas.errors import DigestMismatch, RecordError
 from paris_swarm.swarm import wire
@@ -30,8 +30,11 @@ __all__ = ["Counters", "ServingLimits", "serve_files"]
 
 log = logging.getLogger(__name__)
 
-RECENT_CHUNKS = 4
-"""Chunks of which parts were asked for that are kept in memory: who asks for the next part costs no reading again."""
+RECENT_CHUNKS = 8
+RECENT_PER_PEER = 2
+"""Chunks of which parts were asked for that are kept in memory, in all and per peer: who asks for the next part costs
+no reading again, and no peer that asks for parts of many puts out those of another.
+"""
 MAX_REFUSED = 64
 MAX_REFUSED_PER_PEER = 4
 """Streams beyond the limits that are answered "busy", in all and per peer; and streams that have not greeted yet."""
@@ -71,7 +74,7 @@ def serve_files(
     refused: Counter[str] = Counter()
     gate = UploadGate(total=bounds.upload, per_peer=bounds.upload_per_peer)
     compression = Compression(bounds.compress)
-    recent = _RecentChunks(store)
+    recent = RecentChunks(store)
     # Who asks for a part has a whole chunk read and hashed for the few bytes that limits of upload count: however many
     # streams do, it costs one thread, and those that serve whole chunks and save downloads are left.
     one_part = asyncio.Semaphore(1)
@@ -85,6 +88,10 @@ def serve_files(
             with _place(greeting, peer_id):
                 if not await connection.greet():
                     return
+        except (RecordError, TransportError) as error:
+            log.info("stream from %s ended: %s", peer_id, error)
+            return
+        try:
             busy = served.total() >= bounds.streams or served[peer_id] >= bounds.streams_per_peer
             if busy and (refused.total() >= MAX_REFUSED or refused[peer_id] >= MAX_REFUSED_PER_PEER):
                 return
@@ -92,6 +99,8 @@ def serve_files(
                 await connection.run(busy=busy)
         except (RecordError, TransportError) as error:
             log.info("stream from %s ended: %s", peer_id, error)
+        finally:
+            admits.leave(peer_id, stream)
 
     return handle
 
@@ -107,39 +116,48 @@ def _place(places: Counter[str], peer_id: str) -> Iterator[None]:
             del places[peer_id]
 
 
-class _RecentChunks:
+class RecentChunks:
     """Reads the store, and keeps the verified chunks that are read in parts; used from several threads."""
 
     def __init__(self, store: ContentStore) -> None:
         self.store = store
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, int, int], bytes] = {}
+        self._kept: dict[tuple[str, wire.Request], bytes] = {}
+        """(peer, request for the whole chunk) -> its bytes; what was asked for last comes last."""
 
-    def part(self, request: wire.Request) -> bytes | None:
+    def part(self, peer: str, request: wire.Request) -> bytes | None:
         """The bytes asked for; None when the chunk is not here. Raises DigestMismatch, OSError."""
         if request.kind == wire.RequestKind.BLOB:
             data = self.store.read_blob(request.digest)
             return None if data is None else data[request.offset : request.offset + request.length]
-        key = (request.digest, request.file, request.chunk)
+        whole = replace(request, offset=0, length=wire.MAX_PAYLOAD)
         with self._lock:
-            data = self._kept.get(key)
+            data = next((kept for (_, chunk), kept in self._kept.items() if chunk == whole), None)
         if data is None:
-            data = self.store.read_chunk(*key)
+            data = self.store.read_chunk(request.digest, request.file, request.chunk)
         if data is None or (request.offset == 0 and len(data) <= request.length):
             return data
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = data  # the newest goes last
-            while len(self._kept) > RECENT_CHUNKS:
-                del self._kept[next(iter(self._kept))]
+            self._keep((peer, whole), data)
         return data[request.offset : request.offset + request.length]
+
+    def _keep(self, key: tuple[str, wire.Request], data: bytes) -> None:
+        self._kept.pop(key, None)
+        self._kept[key] = data
+        theirs = [kept for kept in self._kept if kept[0] == key[0]]
+        if len(theirs) > RECENT_PER_PEER:
+            del self._kept[theirs[0]]
+        if len(self._kept) > RECENT_CHUNKS:
+            # Whoever has most gives up its oldest: many peers at once have one each.
+            most = Counter(peer for peer, _ in self._kept)
+            del self._kept[min(self._kept, key=lambda kept: -most[kept[0]])]
 
 
 @dataclass(frozen=True)
 class _Connection:
     peer_id: str
     stream: Stream
-    chunks: _RecentChunks
+    chunks: RecentChunks
     one_part: asyncio.Semaphore
     counters: Counters
     limits: ServingLimits
@@ -149,7 +167,7 @@ class _Connection:
     reader: wire.RequestReader = field(default_factory=wire.RequestReader)
 
     async def greet(self) -> bool:
-        """Whether the peer is let in."""
+        """Whether the peer is let in; it has entered the door then, and is to leave it."""
         greeting_s = min(GREETING_S, self.limits.idle_s)
         return await greet_client(
             self.stream, self.reader, self.door, greeting_s=greeting_s, stall_s=self.limits.stall_s
@@ -157,21 +175,14 @@ class _Connection:
 
     async def run(self, *, busy: bool) -> None:
         """Answer requests in order; while one response is being written, the next one is prepared."""
-        self.door.enter(self.peer_id, self.stream)
-        try:
-            await self._serve(self.reader, busy=busy)
-        finally:
-            self.door.leave(self.peer_id, self.stream)
-
-    async def _serve(self, reader: wire.RequestReader, *, busy: bool) -> None:
-        upcoming = asyncio.create_task(self._next(reader, busy=busy))
+        upcoming = asyncio.create_task(self._next(self.reader, busy=busy))
         try:
             while (item := await upcoming) is not None:
                 response, kind = item
                 if response.status == wire.Status.BUSY:
                     await self._write(response.header())
                     return
-                upcoming = asyncio.create_task(self._next(reader, busy=False))
+                upcoming = asyncio.create_task(self._next(self.reader, busy=False))
                 await self._send(response, kind)
         finally:
             upcoming.cancel()
@@ -212,7 +223,7 @@ class _Connection:
         if not self.door.serves(request.digest):
             return wire.Response(wire.Status.NOT_HELD), kind
         try:
-            data = self.chunks.part(request)
+            data = self.chunks.part(self.peer_id, request)
             if data is not None and request.kind == wire.RequestKind.CHUNK:
                 kind = self.chunks.store.kind(request.digest)
         except DigestMismatch as error:

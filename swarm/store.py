@@ -16,7 +16,6 @@ deleted. Everything here blocks: the event loop calls it through ``asyncio.to_th
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -24,21 +23,21 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.files import atomic_write, atomic_write_json, quarantine
 from paris_swarm.dht_schemas.manifest import FileEntry, check_file_name, check_unique_names, open_manifest
 from paris_swarm.swarm.partial_file import PartialFile, read_map
+from paris_swarm.swarm.store_index import RootIndex, RootIndices, RootKind
 from paris_swarm.swarm.store_locks import InUse, Use, alone, unused
+from paris_swarm.swarm.store_pins import read_pins
+from paris_swarm.swarm.stored_files import bad_chunks, link
 
 log = logging.getLogger(__name__)
-
-RootKind = Literal["checkpoint", "plan"]
 
 MAX_BLOB = CHUNK
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -74,6 +73,7 @@ class ContentStore:
         for part in ("blobs", "roots", "in-use"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         self._being_fetched: weakref.WeakSet[PartialFile] = weakref.WeakSet()
+        self._indices = RootIndices()
 
     # ---- blobs --------------------------------------------------------------
 
@@ -122,9 +122,9 @@ class ContentStore:
         self.begin(root, entries, kind=kind)
         for entry in entries:
             target = self._file_path(root, entry.name)
-            if _bad_chunks(target, entry):
-                _link(Path(folder) / entry.name, target)
-                bad = _bad_chunks(target, entry)
+            if bad_chunks(target, entry):
+                link(Path(folder) / entry.name, target)
+                bad = bad_chunks(target, entry)
                 if bad:
                     target.unlink()
                     raise DigestMismatch(f"{Path(folder) / entry.name} is not what {root} says: {bad[0]}")
@@ -137,7 +137,7 @@ class ContentStore:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in self.entries(root):
-            _link(self.path(root, entry.name), folder / entry.name)
+            link(self.path(root, entry.name), folder / entry.name)
         atomic_write(folder / blob_name, blob)
 
     def path(self, root: str, name: str) -> Path:
@@ -206,6 +206,17 @@ class ContentStore:
             raise DigestMismatch(f"chunk {chunk} of {path} was changed on disk; the file was set aside as {aside.name}")
         return data
 
+    def chunks_of_other_roots(self, root: str, digests: Set[str]) -> dict[str, tuple[str, int, int]]:
+        """Where chunks of these digests lie in whole files of other roots: what ``read_chunk`` takes, by digest."""
+        found: dict[str, tuple[str, int, int]] = {}
+        for path in (self.folder / "roots").iterdir() if digests else ():
+            index = self._index(path.name) if path.name != root and _DIGEST.fullmatch(path.name) else None
+            for file, entry in enumerate(index[1] if index is not None else ()):
+                shared = [(digest, chunk) for chunk, digest in enumerate(entry.chunks) if digest in digests]
+                if shared and self._whole(path.name, entry):
+                    found.update({digest: (path.name, file, chunk) for digest, chunk in shared})
+        return found
+
     def verify(self, root: str) -> list[str]:
         """Hash every whole file; the names of those that fail, which are set aside."""
         return [entry.name for entry in self.entries(root) if not self.verify_file(root, entry)]
@@ -215,7 +226,7 @@ class ContentStore:
         path = self._file_path(root, entry.name)
         if not path.exists():
             return True
-        bad = _bad_chunks(path, entry)
+        bad = bad_chunks(path, entry)
         if bad:
             log.warning("%s of %s: %s; set aside as %s", entry.name, root, bad[0], quarantine(path).name)
         return not bad
@@ -231,8 +242,7 @@ class ContentStore:
         for part in ("files", "partial", "maps"):
             (self._root_path(root) / part).mkdir(parents=True, exist_ok=True)
         if self._index(root) != (kind, tuple(entries)):
-            files = [{"name": e.name, "length": e.length, "chunks": list(e.chunks)} for e in entries]
-            atomic_write_json(self._root_path(root) / "index.json", {"v": 1, "kind": kind, "files": files})
+            self._indices.write(self._root_path(root) / "index.json", (kind, tuple(entries)))
 
     def open_partial(self, root: str, entry: FileEntry) -> PartialFile:
         """Go on with a file (or start it): hashes the chunks its map claims. Close it, or ``finish`` it.
@@ -305,15 +315,7 @@ class ContentStore:
 
     def pins(self) -> dict[str, str]:
         """Pinned roots and why."""
-        path = self.folder / "pins.json"
-        try:
-            pins = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            log.warning("%s is not JSON; set aside as %s", path, quarantine(path).name)
-            return {}
-        return {str(root): str(reason) for root, reason in pins.items()} if isinstance(pins, dict) else {}
+        return read_pins(self.folder / "pins.json")
 
     def pin(self, root: str, reason: str) -> None:
         """Keep a root: ``delete`` refuses it until it is unpinned."""
@@ -378,63 +380,11 @@ class ContentStore:
         except FileNotFoundError:
             return False
 
-    def _index(self, root: str) -> tuple[RootKind, tuple[FileEntry, ...]] | None:
-        path = self._root_path(root) / "index.json"
-        try:
-            index: Any = json.loads(path.read_bytes())
-            kind: RootKind = "plan" if index["kind"] == "plan" else "checkpoint"
-            return kind, tuple(
-                FileEntry(name=f["name"], length=f["length"], chunks=tuple(f["chunks"])) for f in index["files"]
-            )
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s); set aside as %s", path, error, quarantine(path).name)
-            return None
-
-
-def _bad_chunks(path: Path, entry: FileEntry) -> list[str]:
-    """What is wrong with a file, in words; empty when every chunk matches."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return ["the file is missing"]
-    if size != entry.length:
-        return [f"it has {size} bytes, not {entry.length}"]
-    return [
-        f"chunk {index} does not match its digest"
-        for index, data in enumerate(_chunks(path))
-        if blake3_hex(data) != entry.chunks[index]
-    ]
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while data := file.read(CHUNK):
-            yield data
-
-
-def _link(source: Path, target: Path) -> None:
-    """Put ``source`` at ``target``, replacing what is there: hard link, or a copy where that is not possible."""
-    if target.exists() and os.path.samefile(source, target):
-        return
-    temporary = target.with_name(f".{target.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary, follow_symlinks=False)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, temporary, follow_symlinks=True)
-    os.replace(temporary, target)
+    def _index(self, root: str) -> RootIndex | None:
+        return self._indices.read(self._root_path(root) / "index.json")
 
 
 def _checked_digest(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"{digest!r} is not a BLAKE3 digest (64 lower-case hex digits)")
     return digest
-
-
-def total_bytes(entries: Iterable[FileEntry]) -> int:
-    """Sum of the files' lengths, bytes."""
-    return sum(entry.length for entry in entries)

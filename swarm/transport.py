@@ -83,6 +83,9 @@ class Stream(Protocol):
     async def read_exactly(self, size: int) -> bytes:
         """Read ``size`` bytes. Raises StreamClosed when the stream ends before."""
 
+    async def read_into(self, view: memoryview) -> int:
+        """Read 1 to len(view) bytes, as many as there are. Raises StreamClosed when the stream ends before."""
+
     async def write(self, data: bytes | memoryview) -> None:
         """Write and wait until the buffer drains. Raises StreamClosed when the other end is gone."""
 

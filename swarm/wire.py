@@ -30,6 +30,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 
@@ -145,7 +146,7 @@ class Response:
     status: Status
     encoding: Encoding = Encoding.RAW
     length: int = 0
-    payload: bytes = b""
+    payload: bytes | memoryview = b""
 
     def header(self) -> bytes:
         """The 12 bytes before the payload."""
@@ -166,6 +167,7 @@ class _Reader(ABC):
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._room: memoryview | None = None
         self._gathered = 0
         self._opening = _Opening.HELLO
         self._greeting_head = (Verdict.WELCOME, 0)
@@ -207,23 +209,30 @@ class _Reader(ABC):
                 missing = self.wants
                 if missing == 0:
                     raise BadFrame(f"{len(view)} bytes came that nobody asked for")
-                # Kept as they came and joined once: a chunk comes in many pieces and is copied only then.
-                if isinstance(data, bytes) and len(view) == len(data) <= missing:
-                    self._pieces.append(data)
+                taken = view[:missing]
+                if self._room is not None:
+                    self._room[self._gathered : self._gathered + len(taken)] = taken
                 else:
-                    self._pieces.append(bytes(view[:missing]))
-                self._gathered += len(self._pieces[-1])
+                    self._pieces.append(bytes(taken))
                 view = view[missing:]
-                if self.wants == 0:
-                    piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-                    self._pieces, self._gathered = [], 0
-                    if self._opening is _Opening.DONE:
-                        self._piece(piece)
-                    else:
-                        self._open(piece)
+                self._came(len(taken))
         except BadFrame as error:
             self._failed = error
             raise
+
+    def _came(self, size: int) -> None:
+        """So many more bytes of the piece are here; take it when it is whole."""
+        self._gathered += size
+        if self.wants:
+            return
+        room, pieces = self._room, self._pieces
+        self._room, self._pieces, self._gathered = None, [], 0
+        if room is not None:
+            self._piece(room)
+        elif self._opening is _Opening.DONE:
+            self._piece(b"".join(pieces))
+        else:
+            self._open(b"".join(pieces))
 
     def _open(self, piece: bytes) -> None:
         """Hello, head of the greeting, greeting."""
@@ -246,7 +255,7 @@ class _Reader(ABC):
         self._opening = _Opening.DONE
 
     @abstractmethod
-    def _piece(self, piece: bytes) -> None:
+    def _piece(self, piece: bytes | memoryview) -> None:
         """Take one whole piece. Raises BadFrame."""
 
 
@@ -260,7 +269,7 @@ class RequestReader(_Reader):
     def _next_size(self) -> int:
         return _REQUEST.size
 
-    def _piece(self, piece: bytes) -> None:
+    def _piece(self, piece: bytes | memoryview) -> None:
         kind, reserved, file, chunk, offset, length, digest = _REQUEST.unpack(piece)
         if kind not in iter(RequestKind) or reserved != 0:
             raise BadFrame(f"a request of unknown kind {kind} (reserved byte {reserved})")
@@ -278,10 +287,18 @@ class RequestReader(_Reader):
 
 
 class ResponseReader(_Reader):
-    """The client's ear: hello, greeting, then one response for each expected one, in order."""
+    """The client's ear: hello, greeting, then one response for each expected one, in order.
 
-    def __init__(self) -> None:
+    A payload has its memory from the moment its head was read, and may be read straight into it (``space``,
+    ``filled``): between the socket and the digest it is not copied.
+
+    Args:
+        memory: gives memory of a payload's size, which goes out with the response.
+    """
+
+    def __init__(self, memory: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size))) -> None:
         super().__init__()
+        self._memory = memory
         self._limits: deque[tuple[int, int]] = deque()
         self._head: tuple[Status, Encoding, int, int] | None = None
         self._responses: list[Response] = []
@@ -297,10 +314,11 @@ class ResponseReader(_Reader):
             return self._head[3]
         return _RESPONSE.size if self._limits else 0
 
-    def _piece(self, piece: bytes) -> None:
+    def _piece(self, piece: bytes | memoryview) -> None:
         if self._head is None:
             self._head = self._parse_head(piece)
             if self._head[3] > 0:
+                self._room = self._memory(self._head[3])
                 return
             piece = b""
         status, encoding, length, _size = self._head
@@ -308,7 +326,7 @@ class ResponseReader(_Reader):
         self._limits.popleft()
         self._responses.append(Response(status, encoding, length, piece))
 
-    def _parse_head(self, piece: bytes) -> tuple[Status, Encoding, int, int]:
+    def _parse_head(self, piece: bytes | memoryview) -> tuple[Status, Encoding, int, int]:
         status, encoding, reserved, length, size = _RESPONSE.unpack(piece)
         least, most = self._limits[0]
         if status not in iter(Status) or encoding not in iter(Encoding) or reserved != 0:
@@ -325,6 +343,21 @@ class ResponseReader(_Reader):
     def receive(self, data: bytes | memoryview) -> list[Response]:
         """Responses that these bytes complete. Raises BadFrame."""
         self._take(data)
+        return self._done()
+
+    @property
+    def space(self) -> memoryview:
+        """Where the rest of the payload goes that is due; empty while something else is."""
+        return memoryview(b"") if self._room is None else self._room[self._gathered :]
+
+    def filled(self, size: int) -> list[Response]:
+        """``size`` bytes were read into ``space``: the response that they complete."""
+        if not 0 < size <= len(self.space):
+            raise ValueError(f"{size} bytes cannot have come into a space of {len(self.space)}")
+        self._came(size)
+        return self._done()
+
+    def _done(self) -> list[Response]:
         done, self._responses = self._responses, []
         return done
 
@@ -357,7 +390,7 @@ def encode_payload(data: bytes, *, compress: bool = True) -> Response:
     return Response(Status.OK, Encoding.RAW, len(data), data)
 
 
-def decode_payload(response: Response) -> bytes:
+def decode_payload(response: Response) -> bytes | memoryview:
     """The bytes an OK response stands for, exactly ``length`` of them. Raises BadFrame (R-WIRE-8)."""
     if response.encoding == Encoding.RAW:
         return response.payload

@@ -13,8 +13,8 @@ from paris_swarm.dht_schemas.records import Claim as ClaimRecord
 from paris_swarm.swarm.announcing import holding_is_due, holding_lease_s
 from paris_swarm.swarm.claims import ROUTER, SlotView
 from paris_swarm.swarm.lane import Claim, Lane, Look, Release, Report, Request, Rest, Start, Stop
-from paris_swarm.swarm.peer import COPIES
 from paris_swarm.swarm.simulation.sightings import SimulatedSightings
+from paris_swarm.swarm.standing_by import COPIES
 
 if TYPE_CHECKING:
     from paris_swarm.swarm.simulation.scenario import Simulation

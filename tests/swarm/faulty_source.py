@@ -58,6 +58,9 @@ class FaultyStream:
     async def read_exactly(self, size: int) -> Any:
         return await self._inner.read_exactly(size)
 
+    async def read_into(self, view: memoryview) -> int:
+        return await self._inner.read_into(view)
+
     async def close(self) -> None:
         await self._inner.close()
 

@@ -102,3 +102,28 @@ def test_a_full_quota_keeps_no_copy_and_ends_no_peer(tmp_path: Path, caplog: pyt
         await until(lambda: idle.node.store.has(root))
 
     told(tmp_path, story)
+
+
+def test_a_ledger_that_cannot_be_written_does_not_end_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen of others is kept in memory, and written down by the next look that can."""
+
+    async def story(swarm: Swarm) -> None:
+        author = await swarm.join("author", cluster="0")
+        await until(author.is_training)
+        reader = await node_of(swarm, Home(tmp_path / "reader"))
+
+        def full(_highest: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        try:
+            with monkeypatch.context() as broken:
+                broken.setattr(reader.files.ledger, "remember", full)
+                await reader.refresh(["0"])
+            signer = author.node.identity.peer_id
+            assert reader.slot_view("0").live(reader.clock()).keys() == {signer}
+            await reader.refresh(["0"])
+            assert any(author[0] == signer for author in reader.files.ledger.highest())
+        finally:
+            await reader.close()
+
+    told(tmp_path, story)

@@ -407,8 +407,8 @@ async def node(folder: Path, name: str, **options: Any) -> AsyncIterator[Hivemin
 
 
 def direct_streams(transport: HivemindTransport) -> int:
-    assert transport._direct is not None
-    return len(transport._direct._channels)
+    assert transport._streams._direct is not None
+    return len(transport._streams._direct._channels)
 
 
 def test_real_nodes_go_direct_when_both_want_to(tmp_path: Path) -> None:

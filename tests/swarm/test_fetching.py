@@ -26,7 +26,9 @@ from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters
 from paris_swarm.swarm.door import OpenDoor
 from paris_swarm.swarm.fetch_session import Session
-from paris_swarm.swarm.fetching import BadChunk, FetchReport, _Download, _Sources, fetch_blob, fetch_files
+from paris_swarm.swarm.fetch_sources import FetchSources
+from paris_swarm.swarm.fetching import BadChunk, FetchReport, fetch_blob, fetch_files
+from paris_swarm.swarm.file_download import FileDownload
 from paris_swarm.swarm.memory import StreamFaults
 from paris_swarm.swarm.parts import Part
 from paris_swarm.swarm.scheduling import ChunkScheduler, FetchPolicy
@@ -537,9 +539,9 @@ def test_parts_asked_for_before_a_chunk_was_given_up_do_not_ban_who_sent_them(
             entry = next(entry for entry in checkpoint.entries if entry.name == "noise.bin")
             first = FileEntry(name=entry.name, length=CHUNK, chunks=entry.chunks[:1])
             store.begin(checkpoint.root, [first], kind="checkpoint")
-            sources = _Sources(node, {}, None, 10.0, OpenDoor(), book)
+            sources = FetchSources(node, {}, None, 10.0, OpenDoor(), book)
             scheduler = ChunkScheduler({}, policy=FetchPolicy(), book=book)
-            download = _Download(
+            download = FileDownload(
                 store, checkpoint.root, "checkpoint", {0: first}, sources, scheduler, Counters(), None, FetchReport()
             )
             await download._open_files()

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_peer_life import Swarm, make_plan, until
 
-from paris_swarm.dht_schemas.admission import PeerLists, seal_delegation, seal_token
+from paris_swarm.dht_schemas.admission import Delegation, PeerLists, seal_delegation, seal_token
 from paris_swarm.dht_schemas.dht_rules import claim_key
 from paris_swarm.dht_schemas.errors import (
     Blocked,
@@ -37,9 +37,9 @@ from paris_swarm.dht_schemas.notice import Notice, seal_notice
 from paris_swarm.dht_schemas.records import Claim
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
 from paris_swarm.swarm import wire
-from paris_swarm.swarm.door import OpenDoor
+from paris_swarm.swarm.door import OpenDoor, greet_client
 from paris_swarm.swarm.fetching import fetch_blob
-from paris_swarm.swarm.greeting import NewcomerDoor, SwarmDoor, greet_peer
+from paris_swarm.swarm.greeting import MAX_OBSERVERS, NewcomerDoor, SwarmDoor, greet_peer
 from paris_swarm.swarm.home import Home, HomeError
 from paris_swarm.swarm.node import SwarmNode
 from paris_swarm.swarm.serving import ServingLimits
@@ -218,6 +218,43 @@ def test_observers_pass_an_allow_list_by_the_peer_they_read_for() -> None:
     other = seal_delegation(STRANGER, OPEN.plan_id, observer.peer_id, 1900.0)
     with pytest.raises(Blocked):
         here.admit(observer.peer_id, greeting(delegation=other))
+
+
+def test_what_binds_an_observer_lasts_while_it_is_being_welcomed() -> None:
+    """It reads its welcome slowly while a thousand others greet: its stream still ends when its peer is revoked."""
+    guest, observer = Identity(b"g" * 32), Identity(b"x" * 32)
+    trusted = TrustedSwarm(OPEN)
+    here = door(trusted)
+
+    said = greeting(delegation=seal_delegation(guest, OPEN.plan_id, observer.peer_id, 1900.0))
+    another = Delegation(plan=OPEN.plan_id, peer=STRANGER.peer_id, observer=ORGANISER.peer_id, until=1900.0)
+
+    class Slow:
+        peer_id = observer.peer_id
+        sent = memoryview(wire.GreetingFrame(said).to_bytes())
+        closed = asyncio.Event()
+
+        async def read_exactly(self, size: int) -> bytes:
+            piece, self.sent = bytes(self.sent[:size]), self.sent[size:]
+            return piece
+
+        async def write(self, _data: bytes) -> None:
+            for number in range(MAX_OBSERVERS + 1):
+                here._bind(f"observer {number}", another)
+
+        async def close(self) -> None:
+            self.closed.set()
+
+    async def scenario() -> None:
+        stream: Any = Slow()
+        assert await greet_client(stream, wire.RequestReader(), here, stall_s=10.0)
+        notice = Notice(plan=OPEN.plan_id, number=1, state="running", revoked=(guest.peer_id,))
+        trusted.feed_notice(seal_notice(ORGANISER, notice))
+        here.close_unwelcome()
+        await asyncio.wait_for(stream.closed.wait(), 10)
+        here.leave(observer.peer_id, stream)
+
+    asyncio.run(scenario())
 
 
 def test_contradicting_notices_are_both_told_in_turn() -> None:

@@ -422,9 +422,30 @@ def test_a_slow_source_is_left_only_when_another_could_do_its_work(others: Itera
     made.take("slow", 0.0)
     made.arriving("slow", 9000, 5.0)
     assert not made.too_slow("slow", 9.9), "the window is not over"
-    assert made.too_slow("slow", 10.0) is left
+    assert bool(made.too_slow("slow", 10.0)) is left
     made.arriving("slow", 20_000, 12.0)
     assert not made.too_slow("slow", 20.0), "each window counts for itself"
+
+
+def test_the_only_source_is_left_when_no_chunk_comes_whole_over_all_its_streams() -> None:
+    """Each stream brings a part, fast enough: without a bound the download would wait for ever."""
+    made = scheduler(2, "parts", chunk_s=20.0, min_rate=1.0, rate_window_s=5.0)
+    assert made.take("parts", 0.0) == (0, 0)
+    for now in (6.0, 12.0, 18.0):
+        made.arriving("parts", 1 << 20, now)
+        made.part("parts", (0, 0))
+        assert made.too_slow("parts", now) == ""
+        assert made.failed("parts", now, came=1 << 20)
+        made.engage("parts", now)
+        assert made.take("parts", now) == (0, 0)
+    made.arriving("parts", 1 << 20, 20.0)
+    made.part("parts", (0, 0))
+    assert "no whole chunk within 20 s" in made.too_slow("parts", 20.0)
+    made.slow("parts", 20.0)
+    assert made.exhausted
+    made.engage("parts", 30.0)
+    bring(made, "parts", made.take("parts", 30.0) or (9, 9), 49.0)
+    assert made.too_slow("parts", 60.0) == "", "each chunk has its own time"
 
 
 def test_an_idle_source_is_not_slow() -> None:
