@@ -36,6 +36,7 @@ test: lint  ## lint, then the tests that CI runs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the tests that take minutes each
+	@$(BIN)/python -c 'import ray.data' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[ray]'
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-full: $(STAMP)  ## the demo itself, at its full size, held to its own figures

@@ -4,7 +4,7 @@
     python benchmarks/reproduce.py OUT --rates                  # three learning rates, both sides; chosen beforehand
     python benchmarks/reproduce.py OUT --budget-minutes 30      # as far as half an hour reaches; run again to go on
     python benchmarks/reproduce.py OUT --scale full --device cuda --workers 1
-    python benchmarks/reproduce.py OUT --scale full --data DIR  # rows of another prepared folder
+    python benchmarks/reproduce.py OUT --scale small --data DIR # rows of another prepared folder (examples/emoji.py)
     python benchmarks/reproduce.py OUT --report docs/results/reproduce-2026-11.md    # only write the tables
 
 Everything lies in OUT: data, partitions, trained parts, pictures, and one JSON file a cell (cells/). What is there is
@@ -26,13 +26,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from reproduce_cells import OutOfTime, World, make_partitions, measure_floor, run_cell, train_part, write_json
 from reproduce_grid import SCALES, Cell, Part, Scale, work
 
+if TYPE_CHECKING:
+    from paris_swarm.expert.data.shards import PreparedData
+
 POLL_S = 1.0
 FLOOR = "floor.json"
+DATA = "data.json"
+"""Where the rows lie and what they are: not among the settings, for a folder may move."""
 
 
 def say(text: str) -> None:
@@ -79,7 +85,14 @@ def settle(scale: Scale, out: Path, data: Path | None) -> Path:
         say("dividing the rows")
         make_partitions(prepared, scale, out)
         write_json(path, settings)
+    write_json(out / DATA, {"folder": str(folder.resolve()), "count": prepared.count, "source": source_name(prepared)})
     return folder
+
+
+def source_name(prepared: PreparedData) -> str:
+    """What people call the data: the source's kind, and the folder's name where that is all there is."""
+    kind = str(prepared.manifest["source"]["kind"])
+    return "DiceBear" if kind == "dicebear" else f"{kind} ({prepared.folder.resolve().name})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

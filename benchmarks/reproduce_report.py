@@ -144,10 +144,11 @@ def claims(cells: dict[tuple[str, str], dict[int, dict[str, Any]]], clusters: in
 
 def settings_lines(scale: Scale, out: Path) -> list[str]:
     """What was run, in sentences."""
-    count = json.loads((out / "data" / "manifest.json").read_text())["count"] if (out / "data").is_dir() else scale.rows
     model, train = scale.model, scale.train
+    source, count = data_of(scale, out)[:2]
+    families = f" in {len(scale.families)} families" if source == "DiceBear" else ""
     return [
-        f"Scale `{scale.name}`: {count} DiceBear pictures of {scale.resolution} px in {len(scale.families)} families, "
+        f"Scale `{scale.name}`: {count} {source} pictures of {scale.resolution} px{families}, "
         f"{scale.held_out} of them held out (prompts, and the floor); networks of width {model.hidden}, depth "
         f"{model.depth}, patch {model.patch}; {train.steps} steps, {rates(train)}, schedule "
         f"{train.schedule}, EMA {train.ema}; dense batch {scale.dense_batch}, an expert's batch that / K; router of "
@@ -157,6 +158,17 @@ def settings_lines(scale: Scale, out: Path) -> list[str]:
         "the dense model takes more steps for what the router costs. One partition for all seeds; a seed "
         "decides initial weights, the order of rows and the noise.",
     ]
+
+
+def data_of(scale: Scale, out: Path) -> tuple[str, int, Path | None]:
+    """What the rows are called, how many there are, and where they lie (None where they are not at hand)."""
+    if (out / "data.json").is_file():
+        said = json.loads((out / "data.json").read_text())
+        folder = Path(said["folder"])
+        return str(said["source"]), int(said["count"]), folder if folder.is_dir() else None
+    if (out / "data").is_dir():
+        return "DiceBear", json.loads((out / "data" / "manifest.json").read_text())["count"], out / "data"
+    return "DiceBear", scale.rows, None
 
 
 def rates(train: TrainConfig) -> str:
@@ -171,6 +183,8 @@ def tables(scale: Scale, out: Path, doc: Path) -> str:
     cells = read_cells(scale, out)
     floor_path = out / "floor.json"
     parts: list[str] = settings_lines(scale, out)
+    if floor_path.is_file() and json.loads(floor_path.read_text())["attribute_accuracy"] is None:
+        parts.append("No caption of these rows names a background colour that is seen in them: that column is empty.")
     if tried := rates_table(scale, out):
         parts += ["### Rates tried on both sides: held-out loss of short runs", tried]
     for arm in arms(scale):
@@ -178,7 +192,9 @@ def tables(scale: Scale, out: Path, doc: Path) -> str:
         if floor_path.is_file():
             floor = json.loads(floor_path.read_text())
             flat = {**floor["distances"], **{k: floor[k] for k in ("cluster_accuracy", "attribute_accuracy")}}
-            rows["real held-out pictures"] = {key: Interval.of([value]) for key, value in flat.items()}
+            rows["real held-out pictures"] = {
+                key: None if value is None else Interval.of([value]) for key, value in flat.items()
+            }
         for strategy in arm.strategies(scale):
             row = cells[(arm.name, strategy)]
             done = f" ({len(row)} of {len(scale.seeds)} seeds)" if len(row) < len(scale.seeds) else ""
@@ -253,9 +269,10 @@ def sheet(scale: Scale, out: Path, path: Path) -> bool:
 
     found = [Cell(arm, scale.seeds[0], "top-1").pictures(out) for arm in arms(scale)]
     drawn = [np.load(each, allow_pickle=False) for each in found if each.is_file()]
-    if not drawn or not (out / "data").is_dir():
+    folder = data_of(scale, out)[2]
+    if not drawn or folder is None:
         return False
-    data = PreparedData.open(out / "data")
+    data = PreparedData.open(folder)
     held = np.arange(data.count - scale.held_out, data.count)
     chosen = np.linspace(0, scale.held_out - 1, min(SHOWN, scale.held_out)).astype(int)
     rows = [data.pixels(held[chosen]), *(images[chosen] for images in drawn)]

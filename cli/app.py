@@ -20,6 +20,7 @@ from paris_swarm.cli.verbs import (
     audit,
     bootstrap,
     demo,
+    distill,
     evaluate,
     export,
     identity,
@@ -66,6 +67,7 @@ app.command("verify", cls=verify.VerifyCommand)(verify.verify)
 app.command("audit")(audit.audit)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("distill")(distill.distill)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(identity.app, name="identity")

@@ -18,7 +18,7 @@ from paris_swarm.cli.auditing import (
     held_evidence,
 )
 from paris_swarm.cli.connect import observing
-from paris_swarm.cli.exits import Incomplete
+from paris_swarm.cli.exits import INCOMPLETE, OK, UNVERIFIED, Incomplete
 from paris_swarm.cli.plan_folder import PLAN_FILE, PlanFolder, open_plan_folder
 from paris_swarm.cli.replay import (
     Replayed,
@@ -74,6 +74,11 @@ class AuditFound:
     @property
     def reproduced(self) -> bool:
         return self.verdict in ("identical", "explained")
+
+    @property
+    def exit_code(self) -> int:
+        """Nobody is accused where another version of the code made the weights: that audit is to be done elsewhere."""
+        return OK if self.reproduced else INCOMPLETE if self.verdict == "other version" else UNVERIFIED
 
     def as_dict(self) -> dict[str, Any]:
         """The report of `--json`."""
@@ -151,7 +156,14 @@ def _conclusion(verdict: str, comparison: Comparison, differs: dict[str, tuple[s
         return "Reproduced: the same steps on the same rows give the published weights, bit for bit."
     if verdict == "explained":
         return f"Reproduced: what differs is within {margin:g} times what rounding explains on other hardware."
-    if all(file.published_move == 0 for file in comparison.files if file.name != "optimizer.safetensors"):
+    if verdict == "other version":
+        here, theirs = differs["package"]
+        return (
+            f"NOT DECIDED: made by another version of the code, {theirs}; this is {here}, which cannot replay it bit "
+            "for bit, and what differs is more than rounding. That says nothing against the author: audit it with the "
+            "version that made it"
+        )
+    if comparison.untrained:
         return "NOT REPRODUCED: the published weights are the parent's; nothing was trained."
     if all(file.explained(margin) for file in comparison.files) and not differs:
         return (
@@ -219,6 +231,7 @@ async def _judge(
         write_start,
     )
     from paris_swarm.expert.data.shards import PreparedData
+    from paris_swarm.expert.provenance import package_version
 
     said = evidence.provenance
     await asyncio.to_thread(check_finite, evidence)
@@ -226,7 +239,13 @@ async def _judge(
     device = device_for(said.environment, options.device)
     threads = threads_for(said.environment, options.threads)
     folder = replay_folder(
-        home.swarm(plan_folder.plan_id).path / "audits", evidence.root, said, evidence.manifest.parent, device, threads
+        home.swarm(plan_folder.plan_id).path / "audits",
+        evidence.root,
+        said,
+        evidence.manifest.parent,
+        device,
+        threads,
+        package_version(task),
     )
     place = ReplayPlace(
         plan_folder,
@@ -261,7 +280,9 @@ async def _judge(
         found = await asyncio.to_thread(
             compare, place.start, evidence.folder, mine.folder, exact.folder, names=evidence.files
         )
-    verdict = found.verdict(must_be_identical=same_bits_expected(mine.environment, said.environment))
+    verdict = found.verdict(
+        must_be_identical=same_bits_expected(mine.environment, said.environment), other_version="package" in differs
+    )
     keep = options.keep_work
     if not keep:
         await asyncio.to_thread(forget, place)

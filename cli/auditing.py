@@ -128,7 +128,8 @@ def announcements_in(model: Path, plan_id: str) -> dict[str, Announcement]:
     from paris_swarm.router.verify import verify_folder
 
     verified = verify_folder(model, plan_id=plan_id)
-    found = [Announcement.open(verified.read(announcement_path(slot.slot))).record for slot in verified.lock.slots]
+    envelopes = [bytes(verified.read(announcement_path(slot.slot))) for slot in verified.lock.slots]
+    found = [Announcement.open(envelope).record for envelope in envelopes]
     return {entry.root: entry for entry in found}
 
 

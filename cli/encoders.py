@@ -40,15 +40,15 @@ def chosen_encoders(
     latents = facts.get("latents")
     if asked is not None and vae is not None and latents is None:
         raise ValueError("the plan's experts learn pixels: leave --vae out")
-    vae = vae or _from(latents)
+    vae = vae or place_said(latents)
     if latents is not None and vae is None:
         raise ValueError(
             f"the plan's experts learn latents of a {latents.get('name')} with digest {latents.get('digest')}: give "
             "its folder with --vae"
         )
     chosen = ChosenEncoders(
-        named_text_encoder(text or _from(facts.get("text")), device=device),
-        named_feature_encoder(features or _from(facts.get("features")), device=device),
+        named_text_encoder(text or place_said(facts.get("text")), device=device),
+        named_feature_encoder(features or place_said(facts.get("features")), device=device),
         None if vae is None else named_vae(vae, device=device),
     )
     for encoder, name, what in (
@@ -61,7 +61,21 @@ def chosen_encoders(
     return chosen
 
 
-def _from(facts: object) -> str | None:
+def encoders_there(
+    text: str | None, features: str | None, vae: str | None, *, device: str, asked: Mapping[str, Any] | None
+) -> tuple[TextEncoder, FeatureEncoder, LatentEncoder | None]:
+    """`chosen_encoders` on the machine where they are used; device: as `--device` takes it.
+
+    Raises:
+        EncoderError, ValueError: as `chosen_encoders`, or the machine has no such device.
+    """
+    from paris_swarm.cli.settings import pick_device
+
+    chosen = chosen_encoders(text, features, vae, device=pick_device(device), asked=asked)
+    return chosen.text, chosen.features, chosen.vae
+
+
+def place_said(facts: object) -> str | None:
     """Where a plan says an encoder comes from: a hub name, or None. A path is none: it would be one of this machine."""
     from paris_swarm.expert.data.weights_folder import hub_name
 

@@ -53,7 +53,9 @@ class Judged:
 
 
 def default_strategies(clusters: int, missing: Sequence[str]) -> tuple[str, ...]:
-    """Every strategy that K experts can follow; the oracle only where all experts are here."""
+    """Every strategy that K experts can follow, one where there is one; the oracle only where all experts are here."""
+    if clusters == 1:
+        return ("top-1",)
     fitting = (name for name in STRATEGIES if not name.startswith("top-") or int(name[4:]) <= clusters)
     return tuple(name for name in fitting if not (missing and name == "oracle"))
 

@@ -28,13 +28,15 @@ def wanted_rows(
 
     Raises:
         Usage: the plan has no such cluster, or asks for another resolution than was given.
+        ValueError: the plan does not say how large its pictures are.
         Unverified, InviteError, TransportError, RecordError: the plan cannot be had or is not what it should be.
     """
     from paris_swarm.expert.data.shard_maker import OnlyRows
+    from paris_swarm.router.plan_facts import picture_side
 
     folder = plan_folder_of(home, plan)
     signed = folder.opened.plan
-    side = int((signed.data.get("latents") or {}).get("pixels") or signed.data["resolution"])
+    side = picture_side(signed.data)
     if resolution is not None and resolution != side:
         raise Usage(f"--resolution {resolution}: the plan asks for {side} pixels; leave the option out")
     if cluster is None:

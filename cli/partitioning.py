@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FAMILIES_NAMED = 16
 """Families a cluster that the plan names; the report on disk names all."""
+CLASS_KEYS = ("class", "family")
+"""Fields that name a class, where none is asked for: `prepare`'s from a source with classes, and DiceBear's styles."""
 CLASSES_BYTES = 32 * 1024
 """The table of classes travels in the plan's field `data`, of at most 64 KiB."""
 
@@ -31,10 +33,13 @@ def find_partition(
     *,
     seed: int,
     method: str = "clusters",
-    class_key: str = "family",
+    class_key: str | None = None,
     balance: float | None = None,
 ) -> Partition:
     """The partition that `init --partition` asks for; labels follow the rule that peers will (`router.row_rule`).
+
+    class_key: the field of the caption records that names a class, None for the first of CLASS_KEYS that the first row
+    has.
 
     Raises:
         ValueError: an unknown method, a bound on sizes that only clusters can have, or data that cannot be so divided.
@@ -51,6 +56,7 @@ def find_partition(
     if method == "random":
         return random_partition(data.features(), np.asarray(data.digests), clusters, seed)
     if method == "class":
+        class_key = class_key or _class_key(data)
         found = class_partition(data.features(), all_captions(data), clusters, seed, class_key)
         size = len(canonical_json(dict(found.classes)))
         if size > CLASSES_BYTES:
@@ -60,6 +66,17 @@ def find_partition(
             )
         return found
     return partition(data.features(), clusters, seed=seed, balance=balance)
+
+
+def _class_key(data: PreparedData) -> str:
+    record = data.captions([0])[0]
+    for key in CLASS_KEYS:
+        if key in record:
+            return key
+    raise ValueError(
+        f"the rows in {data.folder} have no class: prepare them from folders of classes or a source with a class "
+        "(`prepare --class-column`), or name another field of their caption records with --class-key"
+    )
 
 
 def partition_dict(report: ClusterReport) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from paris_swarm.cli.checking import check_weights
 from paris_swarm.cli.connect import Connected, Roads, connected
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.lifetime import on_signals
+from paris_swarm.cli.plan_folder import PlanFolder
 from paris_swarm.cli.settings import Settings, pick_device
-from paris_swarm.cli.tasks import ROUTER, check_data, check_starts, target_steps
+from paris_swarm.cli.tasks import ROUTER, check_data, check_memory, check_recipes, check_starts, target_steps
 from paris_swarm.cli.trainer import TrainerChoices, TrainerProcess, TrainJobFile, check_choices
 from paris_swarm.cli.views import dashboard
 from paris_swarm.dht_schemas.admission import PeerLists
@@ -59,7 +61,8 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
     Raises:
         TransportError: the swarm cannot be reached, or does not let this peer in, or the network daemon died.
         RecordError, Unverified: the plan is not what the invite names; or this peer was revoked, or equivocated.
-        ValueError: the data or the start weights do not fit the plan, or the cluster does not exist.
+        ValueError: the data or the start weights do not fit the plan, or the cluster does not exist, or a recipe's
+            network does not fit this machine (TooLarge) or any.
     """
     device = pick_device(options.device)
     async with connected(
@@ -96,6 +99,7 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
 
 
 def _check_wishes(here: Connected, options: SessionOptions, device: str) -> None:
+    check_recipes(here.plan_folder)
     slots = here.plan_folder.opened.plan.slots
     if options.cluster not in (None, "auto") and options.cluster not in slots:
         raise Usage(f"--claim-cluster {options.cluster}: the plan has clusters 0 to {len(slots) - 2}")
@@ -112,6 +116,7 @@ def _check_wishes(here: Connected, options: SessionOptions, device: str) -> None
     if wanted:
         plan = here.plan_folder.opened.plan
         check_choices(options.trainer, device, [int(plan.slot_spec(slot).recipe["train"]["batch"]) for slot in wanted])
+        check_memory(here.plan_folder, wanted, device, options.trainer.micro_batch, options.trainer.processes)
 
 
 def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
@@ -137,7 +142,7 @@ def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
         )
 
     async def check(slot: str, folder: Path, announcement: Announcement, purpose: Purpose) -> float:
-        return await asyncio.to_thread(check_weights, plan_folder, slot, folder, announcement, purpose)
+        return await asyncio.to_thread(_checked_here, plan_folder, slot, folder, announcement, purpose)
 
     return Peer(
         here.node,
@@ -150,6 +155,17 @@ def _peer(here: Connected, options: SessionOptions, device: str) -> Peer:
         device=device,
         keep_checkpoints=options.keep_checkpoints,
     )
+
+
+def _checked_here(
+    plan_folder: PlanFolder, slot: str, folder: Path, announcement: Announcement, purpose: Purpose
+) -> float:
+    from paris_swarm.expert.memory import TooLarge
+
+    try:
+        return check_weights(plan_folder, slot, folder, announcement, purpose)
+    except TooLarge as error:  # as a full disk: not the checkpoint's fault
+        raise OSError(errno.ENOMEM, str(error)) from error
 
 
 def newest_local_checkpoint(work: Path) -> tuple[Path, int, str | None] | None:

@@ -56,7 +56,7 @@ class PlanOptions:
     created: int
     admission: Literal["open", "invited"] = "open"
     partition: str = "clusters"
-    class_key: str = "family"
+    class_key: str | None = None
     balance: float | None = None
     slots: tuple[str, ...] = ()
     """What slots differ in, as ``init --slot`` takes it."""

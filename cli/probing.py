@@ -152,18 +152,20 @@ def load_slot(plan_folder: PlanFolder, slot: str, weights: Path) -> nn.Module:
 
     Raises:
         CheckpointError: the tensors are not those of the recipe.
+        TooLarge: this machine has no memory for the recipe's network.
     """
     from paris_swarm.expert.checkpoint import load_weights
     from paris_swarm.expert.task import build_expert
+    from paris_swarm.expert.verify import BATCH
     from paris_swarm.router.recipe import RouterRecipe
     from paris_swarm.router.task import build_router
 
     plan = plan_folder.opened.plan
     model: nn.Module
     if slot == ROUTER:
-        model = build_router(RouterRecipe.from_dict(plan.router.recipe))
+        model = build_router(RouterRecipe.from_dict(plan.router.recipe), BATCH)
     else:
-        model = build_expert(expert_recipe(plan, slot))
+        model = build_expert(expert_recipe(plan, slot), BATCH)
     load_weights(model, weights)
     return model
 

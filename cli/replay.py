@@ -53,9 +53,14 @@ class Replayed:
     environment: Environment | None
 
 
-def replay_folder(audits: Path, root: str, said: Provenance, parent: str | None, device: str, threads: int) -> Path:
-    """A folder under ``audits`` named by the checkpoint and by everything that decides what a replay computes."""
+def replay_folder(
+    audits: Path, root: str, said: Provenance, parent: str | None, device: str, threads: int, package: str
+) -> Path:
+    """A folder under ``audits`` named by the checkpoint and by everything that decides what a replay computes, the
+    version of our own code (``package``) among it.
+    """
     decides = {
+        "package": package,
         "parent": parent,
         "provenance": said.model_dump(),
         "device": device,

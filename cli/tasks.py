@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,51 @@ def check_starts(plan_folder: PlanFolder, slots: Iterable[str]) -> None:
             raise missing_start(recipe.start)
         check_start(path, recipe.start)
         checked.add(recipe.start.digest)
+
+
+def check_recipes(plan_folder: PlanFolder) -> None:
+    """Refuse a plan of which a recipe, whatever slot's, cannot be read here: a peer checks the weights of all slots.
+
+    Raises:
+        ValueError: an unknown field, or a value beyond its bounds (R-PLAN-5); it is named.
+    """
+    from paris_swarm.expert.recipe import Recipe
+    from paris_swarm.router.recipe import RouterRecipe
+
+    plan = plan_folder.opened.plan
+    try:
+        for spec in (plan.expert, *plan.variants):
+            Recipe.from_dict(spec.recipe)
+        RouterRecipe.from_dict(plan.router.recipe)
+    except ValueError as error:
+        raise ValueError(f"the plan {plan_folder.plan_id[:12]} cannot be used: {error}") from error
+
+
+def check_memory(plan_folder: PlanFolder, slots: Sequence[str], device: str, micro_batch: int, processes: int) -> None:
+    """Refuse slots whose training this machine has no memory for, before one is claimed.
+
+    Raises:
+        TooLarge: which slot, what it takes and what there is; of several slots, which fit.
+    """
+    import torch
+
+    from paris_swarm.expert.memory import TooLarge, check_training
+    from paris_swarm.router.recipe import RouterRecipe
+
+    plan = plan_folder.opened.plan
+    refused: dict[str, TooLarge] = {}
+    for slot in slots:
+        recipe = RouterRecipe.from_dict(plan.router.recipe) if slot == ROUTER else expert_recipe(plan, slot)
+        own = recipe.train.batch // processes
+        try:
+            rows = min(micro_batch or own, own)
+            check_training(recipe.model, recipe.train, torch.device(device), rows=rows, what=f"slot {slot} of the plan")
+        except TooLarge as error:
+            refused[slot] = error
+    if refused:
+        fitting = [slot for slot in slots if slot not in refused]
+        first = next(iter(refused.values()))
+        raise TooLarge(f"{first}; what fits here: slot {', '.join(fitting)}") if fitting else first
 
 
 def target_steps(plan_folder: PlanFolder) -> dict[str, int]:

@@ -25,10 +25,11 @@ def encode_prompts(
 
     Raises:
         EncoderError: the plan's encoder is not at hand, or what is has another digest.
-        ValueError: the built-in encoder of this version is not the plan's.
+        ValueError: the built-in encoder of this version is not the plan's, or the plan does not say which is.
     """
     from paris_swarm.expert.data.encoders import MiniLMTextEncoder
     from paris_swarm.router.encoder_files import plan_clip
+    from paris_swarm.router.plan_facts import encoder_facts
 
     encoder: TextEncoder
     if is_clip(plan):
@@ -37,7 +38,7 @@ def encode_prompts(
         encoder = plan_clip(plan, where, tokenizer=folder / "tokenizer" if own else None)
     else:
         encoder = MiniLMTextEncoder()
-        asked = plan.plan.data["text"]
+        asked = encoder_facts(plan.plan.data, "text", "its text encoder")
         for what in ("name", "digest"):
             if asked[what] != getattr(encoder, what):
                 raise ValueError(

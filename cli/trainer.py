@@ -31,7 +31,12 @@ LINE_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class TrainerChoices:
-    """How this machine trains, as `join` was told; the fields are those of `TrainJobFile`."""
+    """How this machine trains, as `join` was told.
+
+    ``micro_batch``, ``recompute`` and ``compiled`` are those of `expert.step.StepSettings`; ``processes`` share each
+    batch, one to a GPU; ``deterministic`` refuses algorithms that are not; ``metrics``: "none", "jsonl" or
+    "tensorboard", kept beside the checkpoints.
+    """
 
     micro_batch: int = 0
     recompute: bool = False
@@ -68,14 +73,13 @@ def check_choices(choices: TrainerChoices, device: str, batches: Iterable[int]) 
         raise Usage("--compile needs a C++ compiler (g++ or clang++), and none is on the PATH")
 
 
-@dataclass(frozen=True)
-class TrainJobFile:
-    """What the child is told. Paths are absolute; ``threads`` 0 leaves torch's own default.
+@dataclass(frozen=True, kw_only=True)
+class TrainJobFile(TrainerChoices):
+    """What the child is told: this machine's choices, and one slot. Paths are absolute; ``threads`` 0 leaves torch's
+    own default.
 
-    ``micro_batch``, ``recompute`` and ``compiled`` are those of `expert.step.StepSettings`; ``processes`` share each
-    batch, one to a GPU; ``deterministic`` refuses algorithms that are not; ``metrics``: "none", "jsonl" or
-    "tensorboard", kept beside the checkpoints. ``start_from``: start weights that do not travel with the plan.
-    ``until``, ``precision`` and ``keep`` (checkpoints on disk) are those of `expert.training.TrainJob`.
+    ``start_from``: start weights that do not travel with the plan. ``until``, ``precision`` and ``keep`` (checkpoints
+    on disk) are those of `expert.training.TrainJob`.
     """
 
     plan_folder: str
@@ -92,12 +96,6 @@ class TrainJobFile:
     precision: str = "auto"
     keep: int = 2
     start_from: tuple[str, ...] = ()
-    micro_batch: int = 0
-    recompute: bool = False
-    compiled: bool = False
-    processes: int = 1
-    deterministic: bool = False
-    metrics: str = "none"
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")

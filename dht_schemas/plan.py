@@ -39,8 +39,12 @@ MAX_PLAN = 1024 * 1024
 PLAN_FILE = "plan.json"
 MAX_PLAN_FILES = 2048
 """Files of a plan folder beside plan.json."""
+MAX_PLAN_BYTES = 1 << 33
+"""Bytes of all these files together, 8 GiB: whoever follows an invite fetches them."""
 MAX_TENSORS = 65536
 """Tensors of a weights file."""
+MAX_CHECKPOINT_BYTES = 1 << 36
+"""Bytes of all tensors of a slot's files, 64 GiB: the manifest of a larger checkpoint would not fit its own bound."""
 MAX_VARIANTS = 64
 """Kinds of experts beside the one that `expert` describes."""
 MAX_FREE_FORM = 64 * 1024
@@ -116,6 +120,17 @@ class SlotSpec(Model):
             if len({spec.name for spec in tensors}) != len(tensors):
                 raise ValueError(f"{name} names a tensor twice")
         return self
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.nbytes > MAX_CHECKPOINT_BYTES:
+            raise ValueError(f"a checkpoint would have {self.nbytes} bytes, at most {MAX_CHECKPOINT_BYTES} are allowed")
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of a checkpoint."""
+        return sum(spec.nbytes for tensors in self.files.values() for spec in tensors)
 
 
 class ExpertVariant(SlotSpec):
@@ -210,6 +225,8 @@ class Plan(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_unique_names(self.files)
+        if (total := sum(entry.length for entry in self.files)) > MAX_PLAN_BYTES:
+            raise ValueError(f"the plan's files have {total} bytes, at most {MAX_PLAN_BYTES} are allowed")
         if any(entry.name == PLAN_FILE for entry in self.files):
             raise ValueError(f"{PLAN_FILE} cannot name itself among its files")
         if set(self.verification.bars) != set(self.slots):

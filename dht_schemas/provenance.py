@@ -49,7 +49,7 @@ class Environment(Model):
     tf32: bool
     torch: Annotated[str, *printable(64)]
     package: Annotated[str, *printable(64)]
-    """Version of paris-swarm."""
+    """Version of paris-swarm, and what tells the code that trains from that of another build."""
     micro_batch: Count = 0
     """Rows a forward pass where the batch was taken in pieces, 0 where it was taken whole."""
     processes: Annotated[Count, Field(ge=1)] = 1

@@ -1,7 +1,10 @@
 """One expert: a flow-matching transformer trained on one cluster, in full isolation.
 
 recipe.py      what is trained and how, as frozen records: model sizes, optimiser, schedule, objective
+shape.py       how large a network may be, and how many numbers it holds, before one is built
+memory.py      whether this machine has the memory for it
 model.py       the network (DiT, AdaLN-Single or -Zero, cross-attention to caption states), published tensor names
+packed_captions.py  captions without their padding, as a processor trains on them
 objective.py   what the last layer says, on which noise path, and how that becomes one velocity
 pretrained.py  a start from an ImageNet DiT's weights
 flow.py        the path x_t = (1 - t) x_0 + t eps, its loss, and the scalar predictor an expert has to beat

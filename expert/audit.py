@@ -39,7 +39,10 @@ MARGIN = 16.0
 REFERENCES = {"fp32": "fp64", "bf16": "fp32"}
 """Precision of the reference run for each precision of training."""
 
-Verdict = Literal["identical", "explained", "unexplained"]
+Verdict = Literal["identical", "explained", "unexplained", "other version"]
+"""Bit for bit; apart by no more than rounding; apart by more; and apart by more, but by code that is not the author's:
+that accuses nobody.
+"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,13 +120,20 @@ class Comparison:
         """Every file bit for bit."""
         return all(file.identical for file in self.files)
 
-    def verdict(self, *, must_be_identical: bool, margin: float = MARGIN) -> Verdict:
-        """must_be_identical: the replay ran where it gives the same bits (`same_bits_expected`)."""
+    @property
+    def untrained(self) -> bool:
+        """Whether the published weights are those of the start; what the optimiser's state says does not count."""
+        return all(file.published_move == 0 for file in self.files if file.name != "optimizer.safetensors")
+
+    def verdict(self, *, must_be_identical: bool, other_version: bool = False, margin: float = MARGIN) -> Verdict:
+        """must_be_identical: the replay ran where it gives the same bits (`same_bits_expected`). other_version: other
+        code than the author's trained the replay, and may do other sums; weights that did not move no code excuses.
+        """
         if self.identical:
             return "identical"
-        if must_be_identical or not all(file.explained(margin) for file in self.files):
-            return "unexplained"
-        return "explained"
+        if not must_be_identical and all(file.explained(margin) for file in self.files):
+            return "explained"
+        return "other version" if other_version and not self.untrained else "unexplained"
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -185,11 +195,12 @@ def same_bits_expected(mine: Environment, theirs: Environment) -> bool:
 
 
 def environment_differences(mine: Environment, theirs: Environment) -> dict[str, tuple[str, str]]:
-    """What differs: field -> (mine, theirs). The package's version decides nothing that the recipe does not say."""
-    names = [name for name in Environment.model_fields if name != "package"]
+    """What differs: field -> (mine, theirs). `package` is among them: another version of the code may add up otherwise
+    (docs/decisions/0005-what-an-audit-proves.md).
+    """
     return {
         name: (str(getattr(mine, name)), str(getattr(theirs, name)))
-        for name in names
+        for name in Environment.model_fields
         if getattr(mine, name) != getattr(theirs, name)
     }
 

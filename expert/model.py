@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paris_swarm.expert.objective import Objective
+from paris_swarm.expert.packed_captions import PackedTokens, attend_to_packed, real_tokens, trains_eagerly_here
 from paris_swarm.expert.recipe import ModelConfig
+from paris_swarm.expert.shape import FREQUENCIES
 
-FREQUENCIES = 256
-"""Width of the sinusoidal time embedding."""
 TIME_SCALE = 999.0
 """The network sees 999 t for t in 0..1."""
 
@@ -97,33 +97,31 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
         self.out_proj = nn.Linear(hidden, hidden)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], context [B, L, D] (None: x itself), mask bool, broadcastable to [B, 1, N, L] -> [B, N, D]."""
+    def forward(self, x: Tensor, context: Tensor | PackedTokens | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D], context [B, L, D] (None: x itself), mask bool, broadcastable to [B, 1, N, L] -> [B, N, D].
+
+        A context of packed tokens has no mask.
+        """
         b, n, d = x.shape
         # Splits, not slices: the gradient of a split is one concatenation, of a slice a zero-filled whole.
         if context is None:
             q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(d, dim=2)  # each [B, N, D]
+            out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
         else:
             w_q, w_kv = self.in_proj_weight.split((d, 2 * d))
             b_q, b_kv = self.in_proj_bias.split((d, 2 * d))
-            q = F.linear(x, w_q, b_q)  # [B, N, D]
-            k, v = self._keys_values(context, mask, w_kv, b_kv).split(d, dim=2)  # each [B, L, D]
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, heads, ., D/heads]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, heads, N, D/heads]
+            q = self._heads(F.linear(x, w_q, b_q))  # [B, heads, N, D/heads]
+            if isinstance(context, PackedTokens):
+                out = attend_to_packed(q, F.linear(context.tokens, w_kv, b_kv), context.lengths)
+            else:
+                k, v = F.linear(context, w_kv, b_kv).split(d, dim=2)  # each [B, L, D]
+                out = F.scaled_dot_product_attention(q, self._heads(k), self._heads(v), attn_mask=mask)
         mixed: Tensor = self.out_proj(out.transpose(1, 2).reshape(b, n, d))  # [B, N, D]
         return mixed
 
-    @staticmethod
-    def _keys_values(context: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, 2D]; a CPU spares itself the products of masked tokens (zeros stand there instead)."""
-        spare = mask is not None and context.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not spare or not torch.is_grad_enabled():
-            return F.linear(context, weight, bias)  # [B, L, 2D]
-        assert mask is not None
-        b, length, _ = context.shape
-        real = mask.reshape(b, length).flatten().nonzero().squeeze(1)  # [real tokens]
-        packed = F.linear(context.flatten(0, 1).index_select(0, real), weight, bias)  # [real tokens, 2D]
-        return packed.new_zeros(b * length, packed.shape[1]).index_copy(0, real, packed).unflatten(0, (b, length))
+    def _heads(self, part: Tensor) -> Tensor:
+        """[B, L, D] -> [B, heads, L, D/heads]."""
+        return part.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -151,8 +149,14 @@ class Block(nn.Module):
             self.cross_attn = Attention(hidden, heads)
         self.mlp = nn.Sequential(nn.Linear(hidden, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, hidden))
 
-    def forward(self, x: Tensor, shared: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], context [B, L, D], mask [B, 1, 1, L] bool -> [B, N, D].
+    def forward(
+        self,
+        x: Tensor,
+        shared: Tensor,
+        context: Tensor | PackedTokens | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, N, D], context [B, L, D], mask [B, 1, 1, L] bool (none beside packed tokens) -> [B, N, D].
 
         shared: the shared modulation [B, 6, D] ("single"), or the embedding of time and caption [B, D] ("zero").
         """
@@ -257,14 +261,20 @@ class Expert(nn.Module):
         shared = embedding  # [B, D]
         if self.config.adaln == "single":
             shared = self.t_block(embedding).reshape(x.shape[0], 6, -1)  # [B, 6, D]
-        context = self.text_proj(states)  # [B, L, D]
-        visible = mask[:, None, None, :]  # [B, 1, 1, L]
+        context, visible = self._captions(states, mask)
         for layer in self.layers:
             h = layer(h, shared, context, visible)  # [B, N, D]
         h = self.final_layer(h, embedding)  # [B, N, p*p*C]
         if self.config.patch_skip:
             h = h + self.patch_skip(x, embedding)  # [B, N, p*p*C]
         return unpatchify(h, self.config.channels, x.shape[2], x.shape[3], self.config.patch)  # [B, C, H, W]
+
+    def _captions(self, states: Tensor, mask: Tensor) -> tuple[Tensor | PackedTokens, Tensor | None]:
+        """What the layers attend to, and its mask: [B, L, D] and [B, 1, 1, L], or the real tokens alone."""
+        packed = real_tokens(states, mask) if trains_eagerly_here(states) else None
+        if packed is not None:
+            return PackedTokens(self.text_proj(packed.tokens), packed.lengths), None
+        return self.text_proj(states), mask[:, None, None, :]
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, *, raw: bool = False) -> Tensor:
         """The velocity at (x, t) of the straight path.

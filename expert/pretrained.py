@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import Expert, grid_waves, seeded
 from paris_swarm.expert.recipe import Recipe, StartWeights
 
@@ -93,8 +94,10 @@ def untrained_expert(recipe: Recipe, start: Path | None = None) -> Expert:
     start weights, whose file is `start`.
 
     Raises:
-        StartRefused: they are not at hand, or other bytes. NotADiT: they do not fit the recipe.
+        StartRefused: they are not at hand, or other bytes. NotADiT: they do not fit the recipe. TooLarge: this machine
+            has no memory for them.
     """
+    check_forward(recipe.model)
     model = seeded(Expert, recipe.model, recipe.train.seed)
     assert isinstance(model, Expert)
     if recipe.start is not None:

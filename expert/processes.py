@@ -84,7 +84,7 @@ class Joined:
         import os
         import sys
 
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         # accelerate reads its place among the processes from here.
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -104,7 +104,10 @@ class Joined:
         )
         self.rank = rank
         self.count = count
-        self._accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")  # the step casts for itself
+        # Gradients are averaged where they lie: without it every process would hold a second copy of them.
+        averaging = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # The step casts for itself.
+        self._accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[averaging])
         if self._accelerator.num_processes != count:
             raise RuntimeError(f"accelerate sees {self._accelerator.num_processes} of {count} processes")
 

@@ -6,12 +6,14 @@ The steps since the parent are missing here: which checkpoint was published befo
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paris_swarm.dht_schemas.digest import blake3_hex
 from paris_swarm.dht_schemas.provenance import Environment
 from paris_swarm.expert.task import Task
 
@@ -49,7 +51,7 @@ def environment(device: torch.device, precision: torch.dtype, state: TrainState 
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
             "torch": str(torch.__version__)[:64],
-            "package": package_version(),
+            "package": package_version(None if state is None else state.task),
             **(step_facts(state) if state is not None else {}),
         }
     )
@@ -69,12 +71,25 @@ def flushes_denormals() -> bool:
     return float(torch.full((1,), 1e-38) * 0.1) == 0.0
 
 
-def package_version() -> str:
-    """Version of this package, "unknown" when it runs from a folder that was never installed."""
+def package_version(task: Task | None = None) -> str:
+    """Version of this package ("unknown" when it runs from a folder that was never installed), "+" and the first
+    digits of the digest of the code that trains: between two releases, too, other code may round otherwise.
+    """
     try:
-        return version("paris-swarm")
+        name = version("paris-swarm")
     except PackageNotFoundError:
-        return "unknown"
+        name = "unknown"
+    return f"{name}+{code_digest(task)}"
+
+
+def code_digest(task: Task | None = None) -> str:
+    """12 hex digits over the source files of this room and, where it is another, of the room that `task` comes from."""
+    folders = [Path(__file__).parent]
+    own = getattr(sys.modules.get(type(task).__module__), "__file__", None) if task is not None else None
+    if own is not None and Path(own).parent not in folders:
+        folders.append(Path(own).parent)
+    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    return blake3_hex("".join(f"{path.name} {blake3_hex(path.read_bytes())}\n" for path in files).encode())[:12]
 
 
 def chip(device: torch.device) -> str:

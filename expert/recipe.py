@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from paris_swarm.dht_schemas.digest import blake3_hex
+from paris_swarm.expert.shape import check_shape, expert_parameters
 
 _Record = TypeVar("_Record", "ModelConfig", "TrainConfig", "StartWeights")
 
@@ -22,6 +23,8 @@ OUTPUTS = ("velocity", "data", "residual", "noise")
 PATHS = ("flow", "cosine")
 LOSSES = ("velocity", "data", "noise")
 PRECISIONS = ("any", "fp32", "bf16")
+MAX_BATCH = 1 << 16
+MAX_MUON_STEPS = 64
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 """Marks a field that recipes did not have at first: written only where it is not its default, so that older recipes
 keep their digest, and read as its default where it is missing."""
@@ -65,17 +68,8 @@ class ModelConfig:
     data_limit: float = field(default=20.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
-        for name in ("channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim", "text_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.resolution % self.patch:
-            raise ValueError(f"model.patch {self.patch} does not divide model.resolution {self.resolution}")
-        if self.hidden % self.heads:
-            raise ValueError(f"model.heads {self.heads} does not divide model.hidden {self.hidden}")
-        if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.hidden >= 1):
-            raise ValueError(f"model.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
-        if self.adaln not in ("single", "zero"):
-            raise ValueError(f'model.adaln must be "single" or "zero", got {self.adaln!r}')
+        names = ("channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim", "text_tokens")
+        check_shape("model", self, names)
         if not 0 < self.data_limit < math.inf:
             raise ValueError(f"model.data_limit must be finite and above 0, got {self.data_limit}")
         if self.output not in OUTPUTS:
@@ -89,6 +83,11 @@ class ModelConfig:
     def tokens(self) -> int:
         """Number of image tokens, (resolution / patch) squared."""
         return (self.resolution // self.patch) ** 2
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained numbers."""
+        return expert_parameters(self, pooled_text=self.pooled_text, patch_skip=self.patch_skip)
 
     @property
     def data_shape(self) -> tuple[int, int, int]:
@@ -135,6 +134,9 @@ class TrainConfig:
         for name in ("steps", "batch", "muon_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name, limit in (("batch", MAX_BATCH), ("muon_steps", MAX_MUON_STEPS)):
+            if getattr(self, name) > limit:
+                raise ValueError(f"train.{name} must be at most {limit:,}, got {getattr(self, name):,}")
         choices = {
             "optimizer": ("adamw", "muon"),
             "schedule": ("constant", "linear", "cosine", "wsd"),
@@ -278,7 +280,10 @@ def read_record(kind: type[_Record], value: Any, where: str) -> _Record:
             continue
         item = value[name]
         if hint is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item)
+            try:
+                item = float(item)
+            except OverflowError as error:
+                raise ValueError(f"{where}.{name} is beyond every float") from error
         if type(item) is not hint:
             raise ValueError(f"{where}.{name} must be {hint.__name__}, got {type(item).__name__}")
         values[name] = item

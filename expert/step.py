@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from paris_swarm.expert.checkpoint import CheckpointError, CheckpointState, load_weights, read_state, read_tensors
+from paris_swarm.expert.memory import check_training
 from paris_swarm.expert.optim import Optimiser
 from paris_swarm.expert.processes import Alone, Processes
 from paris_swarm.expert.task import Task
@@ -60,9 +61,11 @@ class TrainState:
     """Everything a checkpoint holds: weights, their average, the optimiser, the step.
 
     wide: all of it in float64. Batches and noise stay the float32 numbers they always are and are widened on their way
-    into the model, so a wide run takes the same steps with less rounding.
+    into the model, so a wide run takes the same steps with less rounding. On the meta device (with torch's default
+    device set to it, too) a state has names and shapes, and takes no memory.
 
     Raises:
+        TooLarge: this machine has no memory for it.
         ValueError: the batch does not divide into equal shares of the processes.
     """
 
@@ -85,6 +88,7 @@ class TrainState:
                 f"a batch of {self.config.batch} rows does not divide into {self.processes.count} equal shares; "
                 "choose a number of processes that divides it"
             )
+        check_training(task.recipe.model, self.config, device, rows=self.micro_batch, wide=wide)
         self.model = task.build_model().to(device)
         self.ema = task.build_model().to(device).requires_grad_(False)
         if wide:

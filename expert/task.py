@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.provenance import RowsUsed
 from paris_swarm.expert.flow import sample_t
+from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import Expert, seeded
 from paris_swarm.expert.objective import Objective
 from paris_swarm.expert.pretrained import head_start
 from paris_swarm.expert.recipe import Recipe, TrainConfig
 from paris_swarm.expert.rows import Batch, BatchOrder, Rows, drop_captions
+from paris_swarm.expert.shape import Shape
 from paris_swarm.expert.verify import Probe, expert_probe_loss
 
 
@@ -29,6 +31,8 @@ class MovableBatch(Protocol):
 class TaskRecipe(Protocol):
     """What the loop reads of a recipe; `digest` tells two recipes apart."""
 
+    @property
+    def model(self) -> Shape: ...
     @property
     def train(self) -> TrainConfig: ...
     def digest(self) -> str: ...
@@ -139,8 +143,14 @@ class ExpertTask:
         return expert_probe_loss(model, self._probe)
 
 
-def build_expert(recipe: Recipe) -> Expert:
-    """A fresh expert, its weights a function of `recipe.train.seed` (`ExpertTask.begin` adds the start weights)."""
+def build_expert(recipe: Recipe, rows: int = 1) -> Expert:
+    """A fresh expert, its weights a function of `recipe.train.seed` (`ExpertTask.begin` adds the start weights). rows:
+    how many are to go through it at once.
+
+    Raises:
+        TooLarge: this machine has no memory for it.
+    """
+    check_forward(recipe.model, rows)
     model = seeded(Expert, recipe.model, recipe.train.seed)
     assert isinstance(model, Expert)
     return model

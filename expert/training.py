@@ -34,6 +34,8 @@ from paris_swarm.expert.step import GivenUp, StepSettings, TrainState, step_seed
 from paris_swarm.expert.task import Task
 
 KEPT_LOSSES = 200
+BUILT_FOR_TABLES = 1 << 24
+"""Parameters of the largest network that is built to read its tensors' shapes."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,8 +142,13 @@ class TrainJob:
 
 
 def checkpoint_tables(task: Task) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
-    """For the plan: file name -> (tensor name, dtype, shape) of every safetensors file of the task's checkpoints."""
-    state = TrainState(task, torch.device("cpu"))
+    """For the plan: file name -> (tensor name, dtype, shape) of every safetensors file of the task's checkpoints. Of a
+    large network nothing but shapes is made.
+    """
+    # torch's meta kernels take two seconds to import; small networks are sooner built.
+    device = torch.device("meta" if task.recipe.model.parameters > BUILT_FOR_TABLES else "cpu")
+    with device:
+        state = TrainState(task, device)
     weights = tensor_table(state.model.state_dict())
     return {
         "ema.safetensors": weights,

@@ -8,7 +8,7 @@ rounding (measured in docs/results/bars-2026-11.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, scalar_predictor_loss, to_pixels, velocity_target
 from paris_swarm.expert.model import Expert, seeded
+from paris_swarm.expert.objective import Objective
 from paris_swarm.expert.pretrained import untrained_expert
-from paris_swarm.expert.recipe import Recipe
+from paris_swarm.expert.recipe import ModelConfig, Recipe
 from paris_swarm.expert.rows import Rows, mask_of
 
 PROBE_TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98)
@@ -189,12 +190,28 @@ def expert_probe_loss(model: nn.Module, probe: Probe, batch: int = BATCH) -> flo
     model.eval()
     device = next(model.parameters()).device
     states, mask = probe.states.to(device), probe.mask.to(device)
-    total = 0.0
+
+    def say(rows: slice, x: Tensor, t: Tensor) -> Tensor:
+        return model(x.to(device), t.to(device), states[rows], mask[rows]).float().cpu()  # type: ignore[no-any-return]
+
     with torch.autocast(device.type, enabled=False):
-        for rows, x, t, noise in probe.noised(batch):
-            said = model(x.to(device), t.to(device), states[rows], mask[rows]).float().cpu()
-            total += float((said - velocity_target(probe.x0[rows], noise)).double().square().sum())
+        loss = _velocity_error(say, probe, batch)
     model.train(training)
+    return loss
+
+
+def untrained_probe_loss(config: ModelConfig, probe: Probe) -> float:
+    """What `expert_probe_loss` gives of initial weights, of any seed and with or without start weights: their last
+    layer is zero (`model.initialise`, `pretrained`), so they say zero everywhere, and no network has to be built.
+    """
+    objective = Objective(config.output, config.path, config.data_limit)
+    return _velocity_error(lambda _rows, x, t: objective.velocity(torch.zeros_like(x), x, t), probe, BATCH)
+
+
+def _velocity_error(say: Callable[[slice, Tensor, Tensor], Tensor], probe: Probe, batch: int) -> float:
+    total = 0.0
+    for rows, x, t, noise in probe.noised(batch):
+        total += float((say(rows, x, t) - velocity_target(probe.x0[rows], noise)).double().square().sum())
     return total / (probe.x0.numel() * len(probe.times))
 
 
@@ -217,12 +234,14 @@ def probe_loss_of_file(recipe: Recipe, weights: Path, probe: Probe) -> float:
 def resumable_bar(recipe: Recipe, probe: Probe, start: Path | None = None) -> float:
     """What a successor may continue from is better than this: the untrained weights of the recipe, less BAR_MARGIN.
 
-    start: the file of the start weights, where the recipe names any.
+    start: the file of the start weights, where the recipe names any; that it fits is seen on the way.
 
     Raises:
-        StartRefused: they are not at hand, or other bytes.
+        StartRefused: they are not at hand, or other bytes. NotADiT: they do not fit the recipe.
     """
-    return (1 - BAR_MARGIN) * expert_probe_loss(untrained_expert(recipe, start), probe)
+    if recipe.start is not None:
+        untrained_expert(recipe, start)
+    return (1 - BAR_MARGIN) * untrained_probe_loss(recipe.model, probe)
 
 
 def assemblable_bar(rows: Rows, probe: Probe, seed: int, limit: int = 512) -> float:

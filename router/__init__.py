@@ -6,7 +6,8 @@ recipe.py         what a router is and how it is trained, as frozen records
 model.py          the router network: CLS token over (x_t, t), the pooled caption in the time embedding
 task.py           its training task and its probe
 ensemble.py       one routing decision a sample and step, samples grouped by expert, guidance inside each expert
-samplers.py       solvers as free functions; noise that belongs to one picture
+samplers.py       solvers as generators that ask for velocities; noise that belongs to one picture
+in_flight.py      pictures from noise to data: all in step, or each at its own pace where few experts fit in memory
 draw.py           pictures from an ensemble, batch by batch, with a trace of who drew what
 layout.py         where everything lies in an assembled folder
 lock.py           the assembler's signature over every file of it

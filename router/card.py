@@ -40,6 +40,12 @@ activation was exchanged while training. The router says which expert's velocity
 Strategies: `top-1` (the likeliest expert), `top-2` ... `top-{k}` (the likeliest, renormalised), `full` (all),
 `threshold-TAU`, `adaptive` (as many as the router is in doubt about), `sample` and `nucleus-P` (one, drawn)."""
 
+_STUDENT = """\
+The training data were split into {k} clusters, and an expert was trained on each. This student is one network that
+learned, for pictures of every cluster, the velocity that the expert of the picture's own cluster says
+(Decentralized Diffusion Models, arXiv 2501.05450, section 4.6; x_t = (1 - t) x_0 + t eps, v = eps - x_0). It has no
+router, and every strategy is the same. It learned from {rows}."""
+
 LICENCES = {
     "CC0": "cc0-1.0",
     "CC0 1.0": "cc0-1.0",
@@ -71,11 +77,15 @@ def model_card(
         "tags": ["text-to-image", "diffusion", "flow-matching", "multi-expert", "decentralized", "paris-swarm"],
         **_licence(plan.plan.data.get("licences")),
     }
+    taught = _taught(plan)
     sections = [
         "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()) + "\n---",
         f"# {_plain(plan.plan.name)}",
         "An ensemble of diffusion experts, each trained by one peer on its own cluster of the data, assembled from "
-        "checkpoints that were verified against their authors' signatures.",
+        "checkpoints that were verified against their authors' signatures."
+        if taught is None
+        else "One dense diffusion model, by the word of its organiser distilled from the experts of an ensemble, which "
+        "are named below. What was verified is the checkpoint, not how it was made.",
         "## Use\n\n" + _USE,
         "## Who trained what\n\n" + _slot_table(plan, slots),
     ]
@@ -91,7 +101,7 @@ def model_card(
             "router's weight went elsewhere."
         )
     sections += [
-        "## Method\n\n" + _METHOD.format(k=plan.plan.clusters, objective=_objective(plan)),
+        "## Method\n\n" + (taught or _METHOD.format(k=plan.plan.clusters, objective=_objective(plan))),
         "## Data\n\n" + _data(plan),
     ]
     if figures:
@@ -110,6 +120,29 @@ def model_card(
         "data.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _taught(plan: OpenedPlan) -> str | None:
+    """How a student was distilled, and the roots of its teachers, as its plan says; None for any other plan."""
+    said = plan.plan.data.get("distilled")
+    if not isinstance(said, Mapping) or plan.plan.clusters != 1:
+        return None
+    teachers, rows = said.get("teachers"), said.get("rows")
+    named = teachers if isinstance(teachers, Mapping) else {}
+    drawn = isinstance(rows, Mapping) and rows.get("drawn") is True
+    count = _plain(str(rows.get("count"))) if isinstance(rows, Mapping) else "some"
+    learned = f"{count} pictures that the experts drew" if drawn else f"{count} of the rows"
+    lines = [
+        _STUDENT.format(k=len(named) or "several", rows=learned),
+        "",
+        f"The experts are those of assembly `{_plain(str(said.get('assembly')))}` of plan "
+        f"`{_plain(str(said.get('plan')))}`:",
+        "",
+        "| cluster | checkpoint |",
+        "|---|---|",
+        *(f"| {_plain(str(cluster))} | `{_plain(str(root))}` |" for cluster, root in named.items()),
+    ]
+    return "\n".join(lines)
 
 
 def _licence(named: object) -> dict[str, str]:

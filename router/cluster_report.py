@@ -51,7 +51,7 @@ def cluster_report(
     examples: int = 36,
     seed: int = 0,
 ) -> ClusterReport:
-    """Describe a partition. ``captions`` are the rows' caption records: "family" is used where every row has one."""
+    """Describe a partition. ``captions``: the rows' caption records; "family", else "class", counts if all have it."""
     count, clusters = len(found.labels), found.clusters
     sizes = np.bincount(found.labels, minlength=clusters)
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
@@ -150,9 +150,10 @@ def _families(
     numbers: dict[str, int] = {}
     found = array("q")
     for caption in captions or ():
-        if "family" not in caption:
+        family = caption.get("family", caption.get("class"))
+        if family is None:
             return None, None, None
-        found.append(numbers.setdefault(str(caption["family"]), len(numbers)))
+        found.append(numbers.setdefault(str(family), len(numbers)))
     if not found:
         return None, None, None
     names = sorted(numbers)

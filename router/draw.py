@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from paris_swarm.expert.flow import from_pixels
 from paris_swarm.expert.rows import mask_of
-from paris_swarm.router.ensemble import Decision, Ensemble
-from paris_swarm.router.samplers import Sampler, named_sampler, picture_draws, picture_noise, times
+from paris_swarm.router.ensemble import Ensemble
+from paris_swarm.router.in_flight import Flight, at_own_pace, in_step
+from paris_swarm.router.samplers import Sampler, Solver, named_sampler, picture_draws, picture_noise, times
 from paris_swarm.router.strategies import Strategy
+
+BYTES_A_NUMBER = 16
+"""Of memory for each number of a picture under way: itself, its velocity and what a solver keeps, in float32."""
 
 
 @dataclass(frozen=True)
@@ -58,31 +62,6 @@ def vae_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
         return torch.cat([from_pixels(vae.decode(part, return_dict=False)[0]) for part in latents.split(4)])
 
     return decode
-
-
-def in_order(indices: Sequence[int], batch: int) -> list[Sequence[int]]:
-    """`indices` in batches of `batch`."""
-    return [indices[start : start + batch] for start in range(0, len(indices), batch)]
-
-
-def of_few_loads(experts: Sequence[frozenset[int]], batch: int, steps: int, room: int) -> list[Sequence[int]]:
-    """Pictures in batches of at most `batch`, such that few experts are loaded while all of them are drawn.
-
-    experts: for each picture those that its first step uses; most pictures stay with them to the end. room: how many
-    experts fit in memory. Either in plain order, where a batch that needs more than fit loads the rest anew at every
-    step, or each picture beside those that use the same experts, whichever loads less.
-    """
-    sets: dict[tuple[int, ...], list[int]] = {}
-    for index, used in enumerate(experts):
-        sets.setdefault(tuple(sorted(used)), []).append(index)
-    plain = in_order(range(len(experts)), batch)
-    together = [part for _, members in sorted(sets.items()) for part in in_order(members, batch)]
-
-    def loads(batches: list[Sequence[int]]) -> int:
-        needed = [len(frozenset[int]().union(*(experts[index] for index in indices))) for indices in batches]
-        return sum(count + (steps - 1) * max(count - room, 0) for count in needed)
-
-    return together if loads(together) < loads(plain) else plain
 
 
 def draw(
@@ -132,70 +111,39 @@ def draw(
     caption_mask = mask_of(caption_lengths, caption_states.shape[1])  # [P, tokens]
 
     total = len(caption_states) * n
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    budget = ensemble.resident.budget
+    at_once, own_pace = batch, None
+    if budget is not None and isinstance(solve, Solver):
+        # So many that what they hold on their way takes at most a quarter of the experts' memory, or one batch.
+        held = BYTES_A_NUMBER * math.prod(shape) + 4 * caption_states[0].numel()
+        at_once, own_pace = max(batch, budget // (4 * held)), solve
+    starts = range(0, total, at_once)
+    landed: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        order = in_order(range(total), batch)
-        first: list[frozenset[int]] = []
-        if ensemble.resident.budget is not None:
-            for indices in order:
-                prompts = torch.tensor([index // n for index in indices])
-                x = picture_noise(seed, indices, shape).to(device)  # [b, C, H, W]
-                row = picture_draws(seed, indices, steps).to(device)[:, 0] if needs_draws else None  # [b]
-                true = None if labels is None else torch.tensor([labels[int(p)] for p in prompts], device=device)
-                s, m = (part.index_select(0, prompts).to(device) for part in (caption_states, caption_mask))
-                one = torch.ones(len(indices), dtype=x.dtype, device=device)  # [b]
-                decision = ensemble.route(x, one, s, m, strategy=strategy, draws=row, labels=true)
-                first += [frozenset(torch.nonzero(each).flatten().tolist()) for each in decision.weights]
-            order = of_few_loads(first, batch, steps, ensemble.resident.room_for(min(first[0])) or 1)
-        waiting, done_order = deque(order), list[int]()
-        while waiting:
-            indices = waiting.popleft()
-            number, of_batches = len(parts) + 1, len(parts) + 1 + len(waiting)
-            loads_before = ensemble.resident.loads
-            prompts = torch.tensor([index // n for index in indices])
-            b_states = caption_states.index_select(0, prompts).to(device)  # [b, tokens, D]
-            b_mask = caption_mask.index_select(0, prompts).to(device)  # [b, tokens]
-            own_draws = picture_draws(seed, indices, steps).to(device) if needs_draws else None  # [b, steps]
-            own_labels = None if labels is None else torch.tensor([labels[int(p)] for p in prompts], device=device)
-            decisions: list[Decision] = []
-            asked: list[Decision] = []
+        for start in starts:
+            indices = range(start, min(start + at_once, total))
+            first, last = indices[0] // n, indices[-1] // n
+            flight = Flight(
+                noise=picture_noise(seed, indices, shape).to(device),
+                states=caption_states[first : last + 1].to(device),
+                mask=caption_mask[first : last + 1].to(device),
+                prompts=torch.tensor([index // n - first for index in indices], device=device),
+                steps=steps,
+                strategy=strategy,
+                guidance=guidance,
+                draws=picture_draws(seed, indices, steps).to(device) if needs_draws else None,
+                labels=None if labels is None else torch.tensor([labels[i // n] for i in indices], device=device),
+            )
 
-            def velocity(
-                x: Tensor,
-                t: Tensor,
-                s: Tensor = b_states,
-                m: Tensor = b_mask,
-                u: Tensor | None = own_draws,
-                true: Tensor | None = own_labels,
-                asked: list[Decision] = asked,
-                done: list[Decision] = decisions,
-            ) -> Tensor:
-                row = None if u is None else u[:, len(done)]  # one number a step, whatever the sampler asks in it
-                asked.append(ensemble.route(x, t, s, m, strategy=strategy, draws=row, labels=true))
-                return ensemble.velocity(x, t, s, m, asked[-1], guidance=guidance)  # [b, C, H, W]
-
-            def report(
-                step: int,
-                of: int,
-                number: int = number,
-                of_batches: int = of_batches,
-                asked: list[Decision] = asked,
-                done: list[Decision] = decisions,
-            ) -> None:
-                done.append(asked[0])  # the decision at the step's own t
-                asked.clear()
+            def report(step: int, number: int = len(landed) + 1) -> None:
                 if on_step is not None:
-                    on_step(DrawStep(number, of_batches, step, of))
+                    on_step(DrawStep(number, len(starts), step, steps))
 
-            x = solve(velocity, picture_noise(seed, indices, shape).to(device), steps, report)  # [b, C, H, W]
-            weights = torch.stack([decision.weights for decision in decisions], dim=1)  # [b, steps, K]
-            redirected = torch.stack([decision.redirected for decision in decisions], dim=1).mean(dim=1)  # [b]
-            parts.append((decode(x).cpu(), weights.float().cpu(), redirected.float().cpu()))
-            done_order += indices
-            foreseen = len(frozenset[int]().union(*(first[index] for index in indices if first)))
-            if first and waiting and ensemble.resident.loads - loads_before > 2 * foreseen:
-                # These pictures did not stay with the experts they began with: keeping like with like gains nothing.
-                waiting = deque(in_order(sorted(index for each in waiting for index in each), batch))
-    places = torch.tensor(done_order).argsort()
-    images, all_weights, all_redirected = (torch.cat(column)[places].numpy() for column in zip(*parts, strict=True))
+            if own_pace is not None:
+                found = at_own_pace(ensemble, flight, own_pace, batch, report)
+            else:
+                found = in_step(ensemble, flight, solve, report)
+            images = torch.cat([decode(part) for part in found.x.split(batch)])
+            landed.append((images.cpu(), found.weights.float().cpu(), found.redirected.float().cpu()))
+    images, all_weights, all_redirected = (torch.cat(column).numpy() for column in zip(*landed, strict=True))
     return Pictures(images, all_weights, all_redirected)

@@ -34,6 +34,7 @@ from paris_swarm.dht_schemas.files import atomic_write_json
 from paris_swarm.expert.data import shards
 from paris_swarm.expert.flow import from_pixels
 from paris_swarm.expert.verify import Probe
+from paris_swarm.router.plan_facts import encoder_facts, size_fact
 from paris_swarm.router.samplers import euler, picture_noise
 
 DRAWN = "drawn"
@@ -88,6 +89,16 @@ def counts_by_share(shares: Sequence[float], total: int) -> tuple[int, ...]:
     return tuple(max(8, round(total * share / whole)) for share in shares)
 
 
+def planned_shares(data: Mapping[str, Any], clusters: int) -> list[float]:
+    """The clusters' shares of a plan's `data`, as its partition reports them; equal ones where it reports none."""
+    partition = data.get("partition")
+    sizes = partition.get("sizes") if isinstance(partition, Mapping) else None
+    if not isinstance(sizes, list | tuple) or len(sizes) != clusters:
+        return [1.0] * clusters
+    sound = all(type(size) is int and size >= 0 for size in sizes) and sum(sizes) > 0
+    return [float(size) for size in sizes] if sound else [1.0] * clusters
+
+
 def drawn_labels(manifest: Mapping[str, Any]) -> NDArray[np.int64] | None:
     """int64 [N], the cluster of every row of a drawn folder; None for a folder of prepared rows.
 
@@ -121,8 +132,10 @@ def draw_rows(
     captions and their shape; data: the plan's facts about its data (encoders, licences, resolution, channels).
 
     Raises:
-        ValueError: `out` is there already, or an expert draws no finite numbers. OSError: no space or no permission.
+        ValueError: `out` is there already, an expert draws no finite numbers, or the plan does not say of its data what
+            a prepared folder must. OSError: no space or no permission.
     """
+    _check_facts(data)
     vae = data.get("latents")  # what the plan says of the VAE between pictures and rows, where there is one
     out = Path(os.path.abspath(out))
     if os.path.lexists(out):
@@ -178,6 +191,17 @@ def draw_rows(
             _sync(draft / shards.shard_name(kind, chunk))
         atomic_write_json(draft / PROGRESS, {"drawing": drawing.note(), "chunks": chunk + 1})
     _finish(draft, out, drawing, captions["0"], data)
+
+
+def _check_facts(data: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a plan says of its data what a drawn folder's manifest must: before anything is drawn."""
+    for name, what in (("text", "its text encoder"), ("features", "its image encoder")):
+        encoder_facts(data, name, what)
+        size_fact(data, f"{name}.dim", f"how wide what {what} gives is")
+    for name in ("resolution", "channels"):
+        size_fact(data, name, "the shape of its rows")
+    if data.get("latents") is not None:
+        size_fact(data, "latents.thumbnail", "the size of its thumbnails")
 
 
 def _caption(probe: Probe, number: int, drawing: Drawing) -> tuple[Tensor, Tensor, str]:

@@ -16,6 +16,7 @@ from paris_swarm.dht_schemas.plan import OpenedPlan
 from paris_swarm.expert.data.published import CLIPTextEncoder, KLLatents
 from paris_swarm.expert.data.weights_folder import EncoderError, hub_name, no_bar
 from paris_swarm.router.diffusers_folder import TextEncoderFiles, VAEFiles
+from paris_swarm.router.plan_facts import encoder_facts
 
 _ONE_FILE = "1000GB"
 
@@ -43,8 +44,9 @@ def plan_clip(plan: OpenedPlan, place: str | Path | None, *, tokenizer: Path | N
 
     Raises:
         EncoderError: no place is known; it cannot be loaded; it is another text encoder.
+        ValueError: the plan does not say which it is.
     """
-    asked = plan.plan.data["text"]
+    asked = encoder_facts(plan.plan.data, "text", "its text encoder")
     clip = CLIPTextEncoder(_place(place, asked, "--text-encoder"), tokenizer=tokenizer)
     check_encoder(clip, asked, "text encoder")
     return clip

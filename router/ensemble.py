@@ -165,13 +165,15 @@ class Ensemble:
         for k in self.resident.in_order(decision.in_use()):
             rows = torch.nonzero(decision.weights[:, k]).flatten()  # [b]
             own_x, own_t, own_states, own_mask = (part.index_select(0, rows) for part in (x, t, states, mask))
-            v = self._guided(k, own_x, own_t, own_states, own_mask, guidance)  # [b, ...]
+            v = self.guided(k, own_x, own_t, own_states, own_mask, guidance)  # [b, ...]
             weight = decision.weights[:, k].index_select(0, rows).to(out.dtype)  # [b]
             out.index_add_(0, rows, v.to(out.dtype) * weight.reshape(-1, *[1] * (x.ndim - 1)))
         return out  # [B, ...]
 
-    def _guided(self, k: int, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, guidance: float) -> Tensor:
-        """Classifier-free guidance inside one expert (arXiv 2207.12598): v_null + guidance (v_caption - v_null)."""
+    def guided(self, k: int, x: Tensor, t: Tensor, states: Tensor, mask: Tensor, guidance: float) -> Tensor:
+        """Expert k's velocity [B, ...] with classifier-free guidance inside the expert (arXiv 2207.12598):
+        v_null + guidance (v_caption - v_null).
+        """
         expert = self.expert(k)
         if guidance == 1.0:
             return expert(x, t, states, mask)  # [b, ...]

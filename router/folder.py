@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.digest import digest_file
@@ -41,6 +40,7 @@ from paris_swarm.router.layout import (
     folder_config,
     holding_path,
     manifest_path,
+    needed_slots,
     plan_file_path,
     slot_config,
     weights_path,
@@ -49,7 +49,7 @@ from paris_swarm.router.lock import LOCK_FILE, Deciding, Lock, LockedFile, Locke
 from paris_swarm.router.recipe import RouterRecipe
 from paris_swarm.router.task import build_router
 from paris_swarm.router.verify import VerifiedFolder, verify_folder
-from paris_swarm.router.weights import PRECISIONS, Skeleton, StableShapes, TensorsDiffer, hold
+from paris_swarm.router.weights import PRECISIONS, Skeleton, StableShapes, TensorsDiffer, hold, tensors_in_place
 
 # ---------------------------------------------------------------------------------------------------------------------
 # writing
@@ -136,8 +136,9 @@ def write_folder(
         known = [slot for slot in filled if plan.plan.has_slot(slot.slot)]
         for path, content in diffusers_files(plan, known, plan_folder / PROBE_FILE, text_encoder, vae):
             writer.put(path, content)
-        writer.data(CONFIG_FILE, folder_config(plan, filled, missing))
-        card = model_card(plan, filled, missing, assembler=identity.peer_id, figures=figures or {}, deciding=deciding)
+        needed = needed_slots(plan, missing)
+        writer.data(CONFIG_FILE, folder_config(plan, filled, needed))
+        card = model_card(plan, filled, needed, assembler=identity.peer_id, figures=figures or {}, deciding=deciding)
         writer.data(CARD_FILE, card.encode("utf-8"))
         lock = Lock(
             plan=plan.plan_id,
@@ -339,8 +340,8 @@ class Assembled:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Slots of the plan without a checkpoint here."""
-        return self.verified.lock.missing
+        """Slots of the plan without a checkpoint here; a plan with one cluster has no use for a router."""
+        return needed_slots(self.verified.plan, self.verified.lock.missing)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -451,6 +452,6 @@ class Assembled:
     def _tensors(self, where: str) -> dict[str, Any]:
         # From the very bytes that were compared with the lock: another process may write to the file meanwhile.
         try:
-            return load_tensors(self.verified.read(where))
+            return tensors_in_place(self.verified.read(where))
         except SafetensorError as error:
             raise RecordRefused(f"no readable safetensors file: {error}", where=where) from error

@@ -86,6 +86,11 @@ def plan_file_path(name: str) -> str:
     return f"plan/{name}"
 
 
+def needed_slots(plan: OpenedPlan, missing: Iterable[str]) -> tuple[str, ...]:
+    """Those of the `missing` slots that pictures need: where there is one cluster, there is nothing to route."""
+    return tuple(slot for slot in missing if slot != ROUTER or plan.plan.clusters > 1)
+
+
 def required_paths(slots: Iterable[LockedSlot]) -> set[str]:
     """The files that a folder with these slots must have, apart from the lock."""
     paths = {PLAN_FILE, CARD_FILE, CONFIG_FILE, plan_file_path(PROBE_FILE)}
@@ -190,6 +195,7 @@ def expert_kind(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterable[str]) -> bytes:
     """config.json of the whole folder."""
+    slots = list(slots)
     return pretty(
         {
             "model_type": "paris_swarm_ensemble",
@@ -197,7 +203,7 @@ def folder_config(plan: OpenedPlan, slots: Iterable[LockedSlot], missing: Iterab
             "plan": plan.plan_id,
             "num_experts": plan.plan.clusters,
             "experts": {slot.slot: slot_folder(slot.slot) for slot in slots if slot.slot != ROUTER},
-            "router": ROUTER if ROUTER not in set(missing) else None,
+            "router": ROUTER if any(slot.slot == ROUTER for slot in slots) else None,
             "missing": list(missing),
         }
     )

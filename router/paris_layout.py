@@ -83,8 +83,8 @@ def export_paris(model: Assembled, target: Path, *, extended: bool = False) -> l
         FolderError: weights were changed since the folder was verified. OSError: no space or no permission.
     """
     verified = model.verified
-    if model.missing:
-        raise ValueError(f"the released layout needs every expert and the router; missing: {', '.join(model.missing)}")
+    if missing := verified.lock.missing:
+        raise ValueError(f"the released layout needs every expert and the router; missing: {', '.join(missing)}")
     plan = verified.plan.plan
     router = router_of(plan.router.recipe)
     found = [each for recipe in model.recipes.values() for each in expert_additions(recipe.model)]

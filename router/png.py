@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +19,47 @@ MAX_TEXT = 65_536
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,77}[A-Za-z0-9]|[A-Za-z0-9]")
 
 
-def provenance(
-    *,
-    prompts: list[str],
-    seed: int,
-    strategy: str,
-    sampler: str = "euler",
-    steps: int,
-    guidance: float,
-    plan_id: str,
-    assembly: str,
-    shares: NDArray[np.float32] | None = None,
-    missing: tuple[str, ...] = (),
-    redirected: float = 0.0,
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Origin:
+    """What pictures were asked with, and of which model: what their PNG and the file beside it say.
+
+    plan_id, assembly: the plan's id and the assembly digest; missing: slots of the plan that were not there.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int
+    strategy: str
+    sampler: str
+    steps: int
+    guidance: float
+    plan_id: str
+    assembly: str
+    missing: tuple[str, ...] = ()
+    precision: str = "fp32"
+
+
+def provenance(origin: Origin, *, shares: NDArray[np.float32] | None = None, redirected: float = 0.0) -> dict[str, str]:
     """The text chunks of a sampled picture or grid.
 
-    assembly: the assembly digest; shares float [N, K], averaged over the pictures; redirected: the mean probability
-    that belonged to missing experts.
+    shares float [N, K], averaged over the pictures; redirected: the mean probability that belonged to missing experts.
     """
     text = {
-        "prompt": "\n".join(prompts),
-        "seed": str(seed),
-        "strategy": strategy,
-        "sampler": sampler,
-        "steps": str(steps),
-        "guidance": f"{guidance:g}",
-        "plan": plan_id,
-        "assembly": assembly,
+        "prompt": "\n".join(origin.prompts),
+        "seed": str(origin.seed),
+        "strategy": origin.strategy,
+        "sampler": origin.sampler,
+        "steps": str(origin.steps),
+        "guidance": f"{origin.guidance:g}",
+        "plan": origin.plan_id,
+        "assembly": origin.assembly,
         "software": "paris-swarm",
     }
+    if origin.precision != "fp32":
+        text["precision"] = origin.precision
     if shares is not None:
         text["experts"] = " ".join(f"{k}:{share:.3f}" for k, share in enumerate(shares.mean(axis=0)))
-    if missing:
-        text["missing"] = " ".join(missing)
+    if origin.missing:
+        text["missing"] = " ".join(origin.missing)
         text["redirected"] = f"{redirected:.4f}"
     return text
 

@@ -5,12 +5,12 @@ It travels inside the plan as plain JSON and is read as strictly as an expert's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paris_swarm.expert.recipe import ADDED, TrainConfig, plain_record, read_record, recipe_digest
+from paris_swarm.expert.shape import check_shape, router_parameters
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,20 @@ class RouterConfig:
     adaln: str = field(default="single", metadata=ADDED)
 
     def __post_init__(self) -> None:
-        for name in ("clusters", "channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"router.{name} must be at least 1, got {getattr(self, name)}")
-        if self.resolution % self.patch:
-            raise ValueError(f"router.patch {self.patch} does not divide router.resolution {self.resolution}")
-        if self.hidden % self.heads:
-            raise ValueError(f"router.heads {self.heads} does not divide router.hidden {self.hidden}")
-        if not (math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.hidden >= 1):
-            raise ValueError(f"router.mlp_ratio must give at least one hidden unit, got {self.mlp_ratio}")
+        names = ("clusters", "channels", "resolution", "patch", "hidden", "depth", "heads", "text_dim")
+        check_shape("router", self, names)
         if self.text not in ("pooled", "none"):
             raise ValueError(f'router.text must be "pooled" or "none", got {self.text!r}')
-        if self.adaln not in ("single", "zero"):
-            raise ValueError(f'router.adaln must be "single" or "zero", got {self.adaln!r}')
 
     @property
     def tokens(self) -> int:
         """Number of image tokens, (resolution / patch) squared; the CLS token comes on top."""
         return (self.resolution // self.patch) ** 2
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained numbers."""
+        return router_parameters(self, clusters=self.clusters, pooled_text=self.text == "pooled")
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,9 @@ class Resident(Generic[Held]):
         """Bytes that may be held, None for no bound."""
         return self._budget
 
-    def room_for(self, k: int) -> int | None:
-        """How many things of the size of number k, which is loaded, fit in the budget: at least 1; None for all."""
-        if self._budget is None:
-            return None
-        self.get(k)
-        return max(1, self._budget // max(1, self._held[k][1]))
+    def holds(self, k: int) -> bool:
+        """Whether number k is in memory now."""
+        return k in self._held
 
     @property
     def held_bytes(self) -> int:

@@ -1,13 +1,15 @@
-"""From noise to a sample: free functions of a velocity, and noise that belongs to one picture.
+"""From noise to a sample: solvers that ask for velocities, and noise that belongs to one picture.
 
 A velocity is any function (x [B, ...], t [B]) -> [B, ...] with v = eps - x_0 and t = 1 at noise, so one step of a
-solver moves from t to a smaller t.
+solver moves from t to a smaller t. A solver is a generator, written once: it yields the points where it wants to know
+the velocity and is sent the answers. `euler`, `heun` and `dpm_solver` ask a function for a whole batch at once.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +19,19 @@ from paris_swarm.dht_schemas.digest import blake3_hex
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Where a solver asks for the velocity: x [B, ...] at time t, in its step number `step` (from 0)."""
+
+    x: Tensor
+    t: float
+    step: int
+
+
+Queries = Generator[Query, Tensor, Tensor]
+"""Yields queries from t = 1 downwards, is sent the velocity [B, ...] at each, returns the samples [B, ...]."""
 
 
 class Sampler(Protocol):
@@ -40,51 +55,34 @@ def times(steps: int) -> Tensor:
     return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
 
-def euler(velocity: Velocity, noise: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
-    """Integrates dx/dt = v(x, t) from t = 1 to t = 0 by Euler's method: noise [B, ...] -> samples [B, ...].
-
-    `on_step` is told (steps done, steps) after each step.
-
-    Raises:
-        ValueError: fewer than one step.
-    """
-    grid = times(steps).tolist()
+def euler_queries(noise: Tensor, steps: int) -> Queries:
+    """Euler's method: one velocity a step."""
     x = noise
-    for step, (now, then) in enumerate(itertools.pairwise(grid)):
-        t = torch.full((x.shape[0],), now, dtype=x.dtype, device=x.device)  # [B]
-        x = x + (then - now) * velocity(x, t)  # [B, ...]
-        if on_step is not None:
-            on_step(step + 1, steps)
+    for step, (now, then) in enumerate(itertools.pairwise(times(steps).tolist())):
+        v = yield Query(x, now, step)  # [B, ...]
+        x = x + (then - now) * v  # [B, ...]
     return x
 
 
-def heun(velocity: Velocity, noise: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
-    """Heun's method, of second order: two velocities a step, one in the last (EDM, arXiv 2206.00364, algorithm 1).
-
-    noise [B, ...] -> samples [B, ...]. Raises ValueError for fewer than one step.
-    """
-    grid = times(steps).tolist()
+def heun_queries(noise: Tensor, steps: int) -> Queries:
+    """Heun's method, of second order: two velocities a step, one in the last (EDM, arXiv 2206.00364, algorithm 1)."""
     x = noise
-    for step, (now, then) in enumerate(itertools.pairwise(grid)):
-        t = torch.full((x.shape[0],), now, dtype=x.dtype, device=x.device)  # [B]
-        first = velocity(x, t)  # [B, ...]
+    for step, (now, then) in enumerate(itertools.pairwise(times(steps).tolist())):
+        first = yield Query(x, now, step)  # [B, ...]
         ahead = x + (then - now) * first  # [B, ...]
         if then > 0:
-            x = x + (then - now) / 2 * (first + velocity(ahead, torch.full_like(t, then)))  # [B, ...]
+            second = yield Query(ahead, then, step)  # [B, ...]
+            x = x + (then - now) / 2 * (first + second)  # [B, ...]
         else:
             x = ahead  # at t = 0 there is nothing left to correct
-        if on_step is not None:
-            on_step(step + 1, steps)
     return x
 
 
-def dpm_solver(velocity: Velocity, noise: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
+def dpm_solver_queries(noise: Tensor, steps: int) -> Queries:
     """DPM-Solver++(2M) by diffusers' scheduler: second order from one velocity a step (arXiv 2211.01095).
 
-    noise [B, ...] -> samples [B, ...]. Its grid starts at t = 0.999, where the scheduler's noise schedule ends.
-
-    Raises:
-        ValueError: fewer than one step, or diffusers is not installed (extra `diffusers`).
+    Its grid starts at t = 0.999, where the scheduler's noise schedule ends. Raises ValueError where diffusers is not
+    installed (extra `diffusers`).
     """
     times(steps)
     try:
@@ -97,17 +95,41 @@ def dpm_solver(velocity: Velocity, noise: Tensor, steps: int, on_step: OnStep | 
     scheduler.set_timesteps(steps)
     x = noise
     for step, timestep in enumerate(scheduler.timesteps):
-        t = torch.full((x.shape[0],), float(scheduler.sigmas[step]), dtype=x.dtype, device=x.device)  # [B]
-        x = scheduler.step(velocity(x, t), timestep, x, return_dict=False)[0]  # [B, ...]
-        if on_step is not None:
-            on_step(step + 1, steps)
+        v = yield Query(x, float(scheduler.sigmas[step]), step)  # [B, ...]
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]  # [B, ...]
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpm++": dpm_solver}
+@dataclass(frozen=True)
+class Solver:
+    """A `Sampler` that can also be asked query by query (`queries`), so that each picture may go at its own pace."""
+
+    queries: Callable[[Tensor, int], Queries]
+
+    def __call__(self, velocity: Velocity, noise: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
+        queries = self.queries(noise, steps)
+        query = next(queries)
+        while True:
+            t = torch.full((len(noise),), query.t, dtype=noise.dtype, device=noise.device)  # [B]
+            try:
+                following = queries.send(velocity(query.x, t))
+            except StopIteration as end:
+                following = None
+                x: Tensor = end.value  # [B, ...]
+            if on_step is not None and (following is None or following.step > query.step):
+                on_step(query.step + 1, steps)
+            if following is None:
+                return x
+            query = following
 
 
-def named_sampler(name: str) -> Sampler:
+euler = Solver(euler_queries)
+heun = Solver(heun_queries)
+dpm_solver = Solver(dpm_solver_queries)
+SAMPLERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpm++": dpm_solver}
+
+
+def named_sampler(name: str) -> Solver:
     """The sampler called `name`. Raises ValueError, naming those there are."""
     if name not in SAMPLERS:
         raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paris_swarm.dht_schemas.digest import digest_file
 from paris_swarm.router.draw import Pictures
+from paris_swarm.router.png import Origin
 
 VERSION = 1
 
@@ -17,29 +17,17 @@ def sidecar_path(png: Path) -> Path:
     return png.with_name(f"{png.name}.json")
 
 
-def sidecar(
-    png: Path,
-    pictures: Pictures,
-    *,
-    prompts: Sequence[str],
-    seed: int,
-    strategy: str,
-    sampler: str,
-    steps: int,
-    guidance: float,
-    plan_id: str,
-    assembly: str,
-    missing: Sequence[str] = (),
-    precision: str = "fp32",
-) -> dict[str, Any]:
+def sidecar(png: Path, pictures: Pictures, origin: Origin) -> dict[str, Any]:
     """Plain JSON values about the pictures of the grid in `png`, which is there already: its digest is named.
 
-    pictures: n of each of P prompts, in that order, as `draw` gives them. Picture i starts from noise of (seed, i);
-    `shares` is each expert's mean weight over its steps, `redirected` the probability that belonged to missing experts.
+    pictures: n of each of `origin`'s prompts, in that order, as `draw` gives them. Picture i starts from noise of
+    (seed, i); `shares` is each expert's mean weight over its steps, `redirected` the probability that belonged to
+    missing experts.
 
     Raises:
         ValueError: the pictures are not the same number of each prompt. OSError: `png` cannot be read.
     """
+    prompts = origin.prompts
     count = len(pictures.images)
     if not prompts or count % len(prompts):
         raise ValueError(f"{count} pictures cannot be the same number of each of {len(prompts)} prompts")
@@ -50,15 +38,15 @@ def sidecar(
         "png": png.name,
         "blake3": digest_file(png),
         "prompts": list(prompts),
-        "seed": seed,
-        "strategy": strategy,
-        "sampler": sampler,
-        "steps": steps,
-        "guidance": guidance,
-        "precision": precision,
-        "plan": plan_id,
-        "assembly": assembly,
-        "missing": list(missing),
+        "seed": origin.seed,
+        "strategy": origin.strategy,
+        "sampler": origin.sampler,
+        "steps": origin.steps,
+        "guidance": origin.guidance,
+        "precision": origin.precision,
+        "plan": origin.plan_id,
+        "assembly": origin.assembly,
+        "missing": list(origin.missing),
         "pictures": [
             {
                 "index": index,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from paris_swarm.dht_schemas.provenance import RowsUsed
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, sample_t
+from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import seeded
 from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
 from paris_swarm.expert.task import Examples
@@ -134,8 +135,13 @@ class RouterTask:
         return router_probe_loss(model, self._probe)
 
 
-def build_router(recipe: RouterRecipe) -> Router:
-    """An untrained router, its weights a function of `recipe.train.seed`."""
+def build_router(recipe: RouterRecipe, rows: int = 1) -> Router:
+    """An untrained router, its weights a function of `recipe.train.seed`; rows: how many are to go through it at once.
+
+    Raises:
+        TooLarge: this machine has no memory for it.
+    """
+    check_forward(recipe.model, rows)
     model = seeded(Router, recipe.model, recipe.train.seed)
     assert isinstance(model, Router)
     return model
@@ -215,10 +221,11 @@ def router_probe_loss_of_file(recipe: RouterRecipe, weights: Path, probe: Router
 
 
 def router_resumable_bar(recipe: RouterRecipe, probe: RouterProbe) -> float:
-    """Probe loss of the untrained weights of the recipe, which give every cluster the same probability (log K), less
-    BAR_MARGIN.
+    """Probe loss of untrained weights, less BAR_MARGIN: their last layer is zero, so they give each of the K clusters
+    the same probability, every row of `probe` costs log K, and no network has to be built.
     """
-    return (1 - BAR_MARGIN) * router_probe_loss(build_router(recipe), probe)
+    logits = torch.zeros(len(probe.labels), recipe.model.clusters)
+    return (1 - BAR_MARGIN) * float(F.cross_entropy(logits, probe.labels, reduction="none").double().mean())
 
 
 def router_assemblable_bar(probe: RouterProbe) -> float:

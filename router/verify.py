@@ -79,16 +79,17 @@ class VerifiedFolder:
                 return file
         raise KeyError(path)
 
-    def read(self, path: str) -> bytes:
-        """The bytes of a file, compared with the lock once more: what is used is what was verified.
+    def read(self, path: str) -> bytearray:
+        """The bytes of a file, compared with the lock once more: what is used is what was verified. The caller's own.
 
         Raises:
             ChangedFile: it was changed since.
         """
         locked = self.file(path)
+        data = bytearray(locked.length)
         with _open_plain(self.path / path) as stream:
-            data = stream.read()
-        if len(data) != locked.length or blake3_hex(data) != locked.blake3:
+            whole = stream.readinto(data) == locked.length and not stream.read(1)
+        if not whole or blake3_hex(data) != locked.blake3:
             raise ChangedFile("changed since the folder was verified", where=path)
         return data
 

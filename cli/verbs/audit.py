@@ -33,7 +33,8 @@ def audit(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Was it trained as its author says? Code 0: reproduced; 4: not explained, and what differs; 5: not held any more.
+    """Was it trained as its author says? Code 0: reproduced; 4: not explained, and what differs; 5: not held any more,
+    or made by another version of the code, which only that version can replay.
 
     It costs the training of the steps in between, and up to three times as much where bits differ.
     """
@@ -57,5 +58,5 @@ def audit(
     )
     found = asyncio.run(run_audit(shared, owner, resolve_invite(invite, owner), options))
     shared.answer(found.as_dict(), found.text())
-    if not found.reproduced:
-        raise typer.Exit(exits.UNVERIFIED)
+    if found.exit_code != exits.OK:
+        raise typer.Exit(found.exit_code)

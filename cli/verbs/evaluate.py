@@ -66,6 +66,7 @@ def evaluate(
     shared = settings(context, home, as_json)
     from rich.progress import Progress
 
+    from paris_swarm.cli.encoders import place_said
     from paris_swarm.cli.evaluating import FLOOR, Asked, Drawn, Evaluation, check_rows, choose_rows, default_strategies
     from paris_swarm.cli.plan_folder import PlanFolder
     from paris_swarm.cli.settings import pick_device
@@ -78,6 +79,7 @@ def evaluate(
     from paris_swarm.router.evaluation.tables import columns, figures, interval_dict, markdown, over_seeds
     from paris_swarm.router.folder import open_folder
     from paris_swarm.router.layout import plan_guidance, pretty
+    from paris_swarm.router.plan_facts import encoder_facts, picture_side
     from paris_swarm.router.strategies import Strategy
 
     where = pick_device(device)
@@ -104,10 +106,10 @@ def evaluate(
         Strategy.parse(name, clusters)
     facts = opened.plan.data
     prepared = PreparedData.open(data)
-    check_rows(plan_folder, prepared, int((facts.get("latents") or {}).get("pixels") or facts["resolution"]))
-    encoder_facts = facts["features"]
-    extractor = named_feature_encoder(features or encoder_facts.get("from"), device=str(where))
-    check_encoder(extractor, encoder_facts, "image encoder")
+    check_rows(plan_folder, prepared, picture_side(facts))
+    image_encoder = encoder_facts(facts, "features", "its image encoder")
+    extractor = named_feature_encoder(features or place_said(image_encoder), device=str(where))
+    check_encoder(extractor, image_encoder, "image encoder")
     published: Extractor | None = None if inception is None else FidInception(inception)
     judged = choose_rows(plan_folder, prepared, pictures, keep_pixels=published is not None)
     with Progress(console=shared.console, transient=True) as bars:
@@ -142,7 +144,7 @@ def evaluate(
         "pictures": len(judged.rows),
         "real_pictures": len(judged.features),
         "held_out": judged.held_out,
-        "extractor": {"name": extractor.name, "digest": encoder_facts["digest"], "side": extractor.size},
+        "extractor": {"name": extractor.name, "digest": image_encoder["digest"], "side": extractor.size},
         "published_extractor": None if published is None else {"name": published.name, "side": published.size},
         "sampler": sampler,
         "steps": steps,
@@ -168,9 +170,10 @@ def evaluate(
 def _notes(judged: Judged, asked: Asked, extractor: Extractor, published: Extractor | None) -> list[str]:
     """What a reader of the table must know."""
     rows = "rows that the plan forbids to train on" if judged.held_out else "rows that somebody may have trained on"
+    interval = f"± is the 95 % interval of the mean over {asked.seeds} seeds of the noise"
     notes = [
         f"{len(judged.rows)} pictures a strategy and seed, from captions of {rows}; "
-        f"± is the 95 % interval of the mean over {asked.seeds} seeds of the noise.",
+        f"{interval if asked.seeds > 1 else 'one seed of the noise: no interval'}.",
         f"FID and KID are in the features of {extractor.name} at {extractor.size} px, against {len(judged.features)} "
         "other real pictures: read them against the first line, not against published figures.",
     ]
@@ -191,14 +194,14 @@ def _write_sheet(path: Path, judged: Judged, drawn: dict[str, Any], assembled: A
     """One line of pictures for the real ones, then one a strategy in the order given, for the same captions."""
     import numpy as np
 
-    from paris_swarm.router.png import provenance, write_grid
+    from paris_swarm.router.png import Origin, provenance, write_grid
 
     count = len(judged.rows)
     chosen = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
     lines = [judged.prompts.pixels[chosen], *(found.images[chosen] for found in drawn.values())]
     captions = [str(judged.prompts.captions[place]["text"]) for place in chosen]
-    text = provenance(
-        prompts=captions,
+    origin = Origin(
+        prompts=tuple(captions),
         seed=0,
         strategy=", ".join(["real", *drawn]),
         sampler=asked.sampler,
@@ -210,4 +213,4 @@ def _write_sheet(path: Path, judged: Judged, drawn: dict[str, Any], assembled: A
     )
     side = lines[0].shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_grid(path, np.concatenate(lines), columns=len(chosen), text=text, scale=max(1, 72 // side))
+    write_grid(path, np.concatenate(lines), columns=len(chosen), text=provenance(origin), scale=max(1, 72 // side))

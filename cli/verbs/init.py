@@ -47,8 +47,12 @@ def init(
         typer.Option(help="clusters (of the features), or a control: random (shards), class (--class-key)."),
     ] = "clusters",
     class_key: Annotated[
-        str, typer.Option(help="With --partition class: the field of a caption's record, or of its attributes.")
-    ] = "family",
+        str | None,
+        typer.Option(
+            help="With --partition class: the field of a caption's record, or of its attributes (default: class, as "
+            "prepared from class folders or a class column; else DiceBear's family)."
+        ),
+    ] = None,
     balance: Annotated[
         float | None,
         typer.Option(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paris_swarm.cli.encoders import chosen_encoders
+from paris_swarm.cli.encoders import chosen_encoders, encoders_there
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.own_cluster import wanted_rows
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, Settings, pick_device, settings
@@ -24,7 +24,8 @@ def prepare(
         str,
         typer.Argument(
             help="`dicebear` (embedded, CC0); a folder in Hugging Face ImageFolder form (images and metadata.jsonl or "
-            "metadata.csv with file_name and text); parquet files; a folder saved by `datasets`; webdataset tars."
+            "metadata.csv with file_name and text), or a folder of images for each class; parquet files; a folder "
+            "saved by `datasets`; webdataset tars."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -53,6 +54,13 @@ def prepare(
     text_column: Annotated[
         str | None, typer.Option(help="Column of captions in a table (default: text, caption, prompt, ...).")
     ] = None,
+    class_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or metadata field of a picture's class, for `init --partition class` (default: class, label, "
+            "cls, ..., else the name of its folder)."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")
     ] = False,
@@ -79,6 +87,18 @@ def prepare(
     merge: Annotated[
         bool, typer.Option("--merge", help="SOURCE is a folder of parts 1/N to N/N: join them to OUT.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Make the parts on a Ray cluster and join them: HOST:PORT, auto, or local for this machine's cores "
+            "(--workers: cores a part takes; with --device cuda each takes a GPU).",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option("--parts", min=1, help="With --ray: how many parts (default: a shard each, to 128).")
+    ] = None,
     device: DeviceOption = "auto",
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -90,10 +110,12 @@ def prepare(
     """
     shared = settings(context, home, as_json)
     import os
+    from functools import partial
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES
+    from paris_swarm.expert.data.on_ray import RayOptions, prepare_on_ray
     from paris_swarm.expert.data.parts import merge as join_parts
     from paris_swarm.expert.data.prepare import Part
     from paris_swarm.expert.data.prepare import prepare as run
@@ -101,15 +123,21 @@ def prepare(
     if merge:
         if part is not None or plan is not None or count is not None:
             raise Usage("--merge joins finished parts: it takes no --part, --plan or --count")
+        if ray is not None:
+            raise Usage("--ray joins its own parts: it takes no --merge")
         _say(shared, join_parts(source, out), None)
         return
+    if ray is not None and part is not None:
+        raise Usage("--ray makes all parts: leave --part out (--parts says how many)")
+    if ray is None and parts is not None:
+        raise Usage("--parts says how many parts --ray makes: give --ray, or --part I/N for one part here")
     side, only, asked = resolution or DEFAULT_RESOLUTION, None, None
     if plan is not None:
         side, only, asked = wanted_rows(shared.open_home(), plan, cluster, resolution)
     elif cluster is not None:
         raise Usage("--cluster says which rows of a plan to keep: give --plan too")
     wanted = None if part is None else Part.parse(part)
-    encoders = chosen_encoders(text_encoder, feature_encoder, vae, device=pick_device(device), asked=asked)
+    named = (text_encoder, feature_encoder, vae)
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=shared.console) as bars:
         tasks = {}
@@ -119,24 +147,35 @@ def prepare(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        report = run(
-            source,
-            out,
-            resolution=side,
-            only=only,
-            count=count,
-            families=family or DEFAULT_FAMILIES,
-            image_column=image_column,
-            text_column=text_column,
-            workers=workers or os.cpu_count() or 1,
-            seed=seed,
-            strict=strict,
-            text_encoder=encoders.text,
-            feature_encoder=encoders.features,
-            vae=encoders.vae,
-            part=wanted,
-            on_progress=on_progress,
-        )
+        options: dict[str, Any] = {
+            "resolution": side,
+            "only": only,
+            "count": count,
+            "families": list(family or DEFAULT_FAMILIES),
+            "image_column": image_column,
+            "text_column": text_column,
+            "class_column": class_column,
+            "seed": seed,
+            "strict": strict,
+        }
+        if ray is not None:
+            where = RayOptions(ray, parts, cores=workers or 1, gpus=1 if device == "cuda" else 0)
+            loading = partial(encoders_there, *named, device=device, asked=asked)
+            about = {"encoders": list(named), "device": device}
+            report = prepare_on_ray(source, out, loading, where, about=about, on_progress=on_progress, **options)
+        else:
+            encoders = chosen_encoders(*named, device=pick_device(device), asked=asked)
+            report = run(
+                source,
+                out,
+                workers=workers or os.cpu_count() or 1,
+                text_encoder=encoders.text,
+                feature_encoder=encoders.features,
+                vae=encoders.vae,
+                part=wanted,
+                on_progress=on_progress,
+                **options,
+            )
     _say(shared, report, wanted)
 
 
@@ -149,6 +188,11 @@ def _say(shared: Settings, report: PrepareReport, part: Part | None) -> None:
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
     licences = "; ".join(f"{item['what']}: {item['name']}" for item in facts["licences"]) or "no licence stated"
     lines = [f"{report.count} rows in {report.folder}, {report.resolution} px ({seconds or 'joined'}). {licences}."]
+    named = facts["source"]
+    if named.get("captions"):
+        lines.append(f"There is no metadata: the captions are the {named['captions']}.")
+    elif named.get("text_column") and named.get("text_column") == named.get("class_column"):
+        lines.append(f"There is no text column: the captions are the names in {named['class_column']!r}.")
     if report.resumed:
         lines.append(f"An earlier run had finished {report.resumed} shards of it.")
     if report.skipped:

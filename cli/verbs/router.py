@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -121,7 +121,7 @@ def rows(
     from paris_swarm.cli.probing import load_slot, open_half
     from paris_swarm.cli.settings import pick_device
     from paris_swarm.cli.tasks import ROUTER
-    from paris_swarm.router.drawn_rows import Drawing, counts_by_share, draw_rows
+    from paris_swarm.router.drawn_rows import Drawing, counts_by_share, draw_rows, planned_shares
     from paris_swarm.router.layout import weights_path
 
     verified, plan_folder = _verified(folder, plan)
@@ -135,7 +135,7 @@ def rows(
     drawing = Drawing(
         plan=verified.plan.plan_id,
         experts={slot.slot: slot.root for slot in verified.lock.slots if slot.slot != ROUTER},
-        counts=counts_by_share(_shares(signed.data, signed.clusters), count),
+        counts=counts_by_share(planned_shares(signed.data, signed.clusters), count),
         steps=steps,
         seed=seed,
         null_share=null_share,
@@ -167,13 +167,3 @@ def _verified(folder: Path, plan: str | None) -> tuple[VerifiedFolder, PlanFolde
 
     verified = verify_folder(folder, plan_id=plan)
     return verified, PlanFolder(verified.path / "plan", verified.plan)
-
-
-def _shares(data: Any, clusters: int) -> list[float]:
-    """The clusters' shares of the data, as the plan reports them; equal ones where it reports none."""
-    partition = data.get("partition")
-    sizes = partition.get("sizes") if isinstance(partition, dict) else None
-    if not isinstance(sizes, list | tuple) or len(sizes) != clusters:
-        return [1.0] * clusters
-    sound = all(type(size) is int and size >= 0 for size in sizes) and sum(sizes) > 0
-    return [float(size) for size in sizes] if sound else [1.0] * clusters

@@ -26,6 +26,9 @@ def sample(
         float | None, typer.Option(min=0, help="Guidance scale; 1 means none (default: what the plan recommends).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i depends on (seed, i) and its prompt only.")] = 0,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Pictures drawn at a time: fewer take less memory, and are the same pictures.")
+    ] = 32,
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path(
         "samples.png"
     ),
@@ -66,7 +69,7 @@ def sample(
     from paris_swarm.router.draw import DrawStep
     from paris_swarm.router.folder import open_folder
     from paris_swarm.router.layout import plan_guidance
-    from paris_swarm.router.png import provenance, tile, write_grid
+    from paris_swarm.router.png import Origin, provenance, tile, write_grid
 
     if any(not text.strip() for text in prompt):
         raise ValueError("--prompt is empty: say what to draw")
@@ -98,10 +101,11 @@ def sample(
             steps=steps,
             guidance=guidance,
             seed=seed,
+            batch=batch,
             on_step=on_step,
         )
-    text = provenance(
-        prompts=prompt,
+    origin = Origin(
+        prompts=tuple(prompt),
         seed=seed,
         strategy=strategy,
         sampler=sampler,
@@ -109,12 +113,10 @@ def sample(
         guidance=guidance,
         plan_id=assembled.plan_id,
         assembly=assembled.digest,
-        shares=pictures.shares,
         missing=assembled.missing,
-        redirected=float(pictures.redirected.mean()),
+        precision=precision,
     )
-    if precision != "fp32":
-        text["precision"] = precision
+    text = provenance(origin, shares=pictures.shares, redirected=float(pictures.redirected.mean()))
     columns = grid_columns(len(pictures.images))
     write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
     if trace is not None:
@@ -131,21 +133,7 @@ def sample(
         from paris_swarm.router.sidecar import sidecar, sidecar_path
 
         beside = sidecar_path(out)
-        about = sidecar(
-            out,
-            pictures,
-            prompts=prompt,
-            seed=seed,
-            strategy=strategy,
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            plan_id=assembled.plan_id,
-            assembly=assembled.digest,
-            missing=assembled.missing,
-            precision=precision,
-        )
-        atomic_write_json(beside, about)
+        atomic_write_json(beside, sidecar(out, pictures, origin))
     if not shared.as_json and shared.console.is_terminal:
         width = shared.console.width
         fits = max(1, min(columns, width // (pictures.images.shape[2] + 2)))

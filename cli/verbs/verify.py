@@ -114,18 +114,20 @@ def _verify_assembled(
     picture: Path | None,
     brought: tuple[Path, ...],
 ) -> None:
+    from paris_swarm.router.layout import needed_slots
     from paris_swarm.router.verify import verify_folder
 
     verified = verify_folder(folder, plan_id=pinned)
     lock = verified.lock
-    missing = f" Missing: {', '.join(lock.missing)}." if lock.missing else ""
+    needed = needed_slots(verified.plan, lock.missing)
+    missing = f" Missing: {', '.join(needed)}." if needed else ""
     report: dict[str, Any] = {
         "ok": True,
         "plan": lock.plan,
         "organiser": lock.organiser,
         "assembler": lock.assembler,
         "slots": [slot.model_dump() for slot in lock.slots],
-        "missing": list(lock.missing),
+        "missing": list(needed),
     }
     text = (
         f"Verified: {folder}\nPlan      {lock.plan}\nOrganiser {lock.organiser}\nAssembler {lock.assembler}\n"

@@ -2,7 +2,9 @@
 
 The folder holds ``metadata.jsonl`` (one ``{"file_name": ..., "text": ...}`` a line) or ``metadata.csv`` (a header with
 ``file_name`` and ``text``), UTF-8. The metadata is read line by line, never whole. Whatever cannot be used is named
-with its reason; a picture is never half used.
+with its reason; a picture is never half used. A picture's class is what its line says under one of `CLASSES`, else the
+name of the folder it lies in below this one, as Hugging Face has it. Folders of classes without metadata:
+classfolders.py.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from blake3 import blake3
 
-from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, SeenNumbers, captioned, first_line
+from paris_swarm.expert.data.pictures import CLASSES, MAX_IMAGE_BYTES, SeenNumbers, captioned, class_name, first_line
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -31,9 +33,11 @@ class ImageFolderSource:
     metadata or two, metadata that is not UTF-8 or no CSV.
     """
 
-    def __init__(self, folder: str | Path, *, resolution: int) -> None:
+    def __init__(self, folder: str | Path, *, resolution: int, class_column: str | None = None) -> None:
+        """class_column: the metadata's field that names a picture's class, None for the first known one."""
         self._folder = Path(folder)
         self._resolution = resolution
+        self._class_fields = CLASSES if class_column is None else (class_column,)
         if not self._folder.is_dir():
             raise PrepareError(
                 f"{folder} is not a folder with images: give 'dicebear', a folder with images and metadata.jsonl, "
@@ -43,13 +47,13 @@ class ImageFolderSource:
         if not found:
             raise PrepareError(
                 f"{folder} has no {METADATA[0]} or {METADATA[1]}: add one with a file_name and a text for each image "
-                "(and it holds no parquet files, saved dataset or tars)"
+                "(and it holds no folders of classes with images, parquet files, saved dataset or tars)"
             )
         if len(found) > 1:
             raise PrepareError(f"{folder} has both {found[0]} and {found[1]}: keep one of them")
         self._metadata = self._folder / found[0]
         self._lines, named = 0, SeenNumbers()
-        for entry in _read_metadata(self._metadata):
+        for entry in _read_metadata(self._metadata, self._class_fields):
             self._lines += 1
             if isinstance(entry, dict):
                 named.add(_number(entry["file_name"]))
@@ -69,7 +73,7 @@ class ImageFolderSource:
 
     def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
         taken = SeenNumbers()
-        for number, line in enumerate(_read_metadata(self._metadata)):
+        for number, line in enumerate(_read_metadata(self._metadata, self._class_fields)):
             again = isinstance(line, dict) and not taken.add(_number(line["file_name"]))
             if number < start:
                 continue
@@ -78,20 +82,25 @@ class ImageFolderSource:
             elif again:
                 yield Skipped(line["file_name"], f"is named twice in {self._metadata.name}")
             else:
-                yield self._item(line["file_name"], line["text"])
+                yield self._item(line["file_name"], line["text"], line.get("class"))
         for name in self._unnamed[max(0, start - self._lines) :]:
             yield Skipped(name, f"has no line in {self._metadata.name}, so no caption")
 
-    def _item(self, name: str, text: str) -> Captioned | Skipped:
+    def _item(self, name: str, text: str, category: str | None) -> Captioned | Skipped:
         path = self._folder / name
-        if why := _outside(name) or _unusable(path, self._folder):
+        if why := _outside(name) or unusable(path, self._folder):
             return Skipped(name, why)
-        return captioned(name, path, text, self._resolution)
+        return captioned(name, path, text, self._resolution, category or class_name(PurePosixPath(name).parent.name))
 
 
 def _number(name: str) -> bytes:
     """What `SeenNumbers` remembers of a file name."""
     return blake3(name.encode("utf-8", "surrogatepass")).digest(length=8)
+
+
+def is_image_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it looks like an image file, by its name."""
+    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file()
 
 
 def _image_files(folder: Path, prefix: str = "") -> Iterator[str]:
@@ -100,11 +109,11 @@ def _image_files(folder: Path, prefix: str = "") -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _image_files(folder / entry.name, f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file():
+            elif is_image_file(entry):
                 yield f"{prefix}{entry.name}"
 
 
-def _read_metadata(path: Path) -> Iterator[dict[str, str] | Skipped]:
+def _read_metadata(path: Path, class_fields: Sequence[str]) -> Iterator[dict[str, str] | Skipped]:
     """Every entry of the metadata file, or why a line is no entry. Raises PrepareError when it is unreadable whole."""
     try:
         for number, entry in _jsonl_entries(path) if path.suffix == ".jsonl" else _csv_entries(path):
@@ -116,7 +125,9 @@ def _read_metadata(path: Path) -> Iterator[dict[str, str] | Skipped]:
             elif not isinstance(entry.get("text"), str | None):
                 yield Skipped(where, "has a text that is not a string")
             else:
-                yield {"file_name": entry["file_name"], "text": entry.get("text") or ""}
+                line = {"file_name": entry["file_name"], "text": entry.get("text") or ""}
+                category = next((class_name(entry[name]) for name in class_fields if name in entry), None)
+                yield line if category is None else line | {"class": category}
     except UnicodeDecodeError as error:
         raise PrepareError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     except OSError as error:
@@ -173,7 +184,7 @@ def _outside(name: str) -> str | None:
     return None
 
 
-def _unusable(path: Path, folder: Path) -> str | None:
+def unusable(path: Path, folder: Path) -> str | None:
     """Why a named file cannot even be opened, or None."""
     try:
         if not path.resolve().is_relative_to(folder.resolve()):

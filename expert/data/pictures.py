@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paris_swarm.expert.data.sources import Captioned, Skipped
+from paris_swarm.expert.data.sources import Captioned, Skipped, writable_name
 
 MAX_IMAGE_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000
@@ -28,6 +28,10 @@ BROKEN = (
     OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError,
     struct.error, zlib.error,
 )  # fmt: skip
+
+CLASSES = ("class", "label", "cls", "class_name", "category")
+"""What a class is called in tables and metadata; the first that is there."""
+MAX_CLASS = 200
 
 _RECENT = 1 << 16
 
@@ -60,10 +64,13 @@ class SeenNumbers:
         return True
 
 
-def captioned(name: str, image: Path | bytes, text: str | None, resolution: int) -> Captioned | Skipped:
+def captioned(
+    name: str, image: Path | bytes, text: str | None, resolution: int, category: str | None = None
+) -> Captioned | Skipped:
     """The picture in a file or in bytes with its caption, at ``resolution`` pixels; or why it cannot be used.
 
-    name: what it is called in the source, for the record and for people.
+    name: what it is called in the source, for the record and for people. category: its class (`class_name`), None
+    where it has none.
     """
     cleaned = " ".join((text or "").split())
     if not cleaned:
@@ -81,7 +88,33 @@ def captioned(name: str, image: Path | bytes, text: str | None, resolution: int)
         pixels = decode(image, resolution)
     except BROKEN as error:
         return Skipped(name, f"cannot be decoded as an image ({first_line(error)})")
-    return Captioned(pixels, {"text": cleaned, "file": name})
+    record = {"text": cleaned, "file": writable_name(name)}
+    return Captioned(pixels, record if category is None else record | {"class": category})
+
+
+def class_name(value: object) -> str | None:
+    """A class as caption records hold it, from a folder's name, a column's value or the bytes of a .cls member.
+
+    None where it is none: empty, longer than `MAX_CLASS` characters, no valid Unicode, neither text nor a number from 0
+    (-1 is what Hugging Face's data sets say for "not labelled").
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        value = str(value)
+    if not isinstance(value, str):
+        return None
+    name = " ".join(value.split())
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return name if 0 < len(name) <= MAX_CLASS else None
+
+
+def class_caption(name: str) -> str:
+    """The caption of a picture of which nothing but its class is known: "golden_retriever" -> "golden retriever"."""
+    return name.replace("_", " ")
 
 
 def decode(image: Path | bytes, resolution: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paris_swarm.expert.data import shards
+from paris_swarm.expert.data.classfolders import ClassFolderSource, class_folders
 from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES, DiceBearSource
 from paris_swarm.expert.data.encoders import (
     FeatureEncoder,
@@ -38,6 +39,7 @@ DEFAULT_COUNT = 4096
 MAX_RESOLUTION = 1024
 MAX_NAMED = 1000
 """So many skipped rows are named in a manifest; all are counted."""
+NO_COUNT_OF_PARTS = "a part cannot know how many rows the others keep: leave the count out, or prepare it whole"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def prepare(
     families: Sequence[str] = DEFAULT_FAMILIES,
     image_column: str | None = None,
     text_column: str | None = None,
+    class_column: str | None = None,
     workers: int = 1,
     text_encoder: TextEncoder | None = None,
     feature_encoder: FeatureEncoder | None = None,
@@ -111,8 +114,9 @@ def prepare(
 ) -> PrepareReport:
     """Write the images of ``source`` to the folder ``out``; a run that was killed goes on where it was.
 
-    ``source``: "dicebear"; a folder in ImageFolder form; parquet files or a folder saved by `datasets`, whose columns
-    may be named; or webdataset tars. ``count`` defaults to 4096 drawn images, or to all there are. ``seed`` and
+    ``source``: "dicebear"; a folder in ImageFolder form, or of folders of classes; parquet files or a folder saved by
+    `datasets`, whose columns may be named; or webdataset tars. A row's class, from ``class_column`` or where one is
+    known, goes into its caption record. ``count`` defaults to 4096 drawn images, or to all there are. ``seed`` and
     ``families`` are for "dicebear"; ``strict`` refuses a source with a row that would be skipped. ``workers``
     processes draw and as many threads encode (with more than one, call from under ``if __name__ == "__main__"``). A
     previous output of ``prepare`` at ``out`` is replaced, anything else there is refused. With ``vae`` rows hold
@@ -134,20 +138,25 @@ def prepare(
     out = Path(out) / part.folder if part is not None else Path(out)
     recover(out)
     check_out(out)
-    images: Source
-    if str(source) == DICEBEAR:
-        images = DiceBearSource(
-            count=count or DEFAULT_COUNT, resolution=resolution, seed=seed, families=families, workers=workers
-        )
-        count = None
-    else:
-        images = own_images(Path(source), resolution=resolution, image_column=image_column, text_column=text_column)
+    place, images = opened_source(
+        source,
+        resolution=resolution,
+        count=count,
+        seed=seed,
+        families=families,
+        workers=workers,
+        image_column=image_column,
+        text_column=text_column,
+        class_column=class_column,
+    )
+    if place == DICEBEAR:
+        count = None  # the source has no more
     if count is not None and part is not None:
-        raise PrepareError("a part cannot know how many rows the others keep: leave the count out, or prepare it whole")
+        raise PrepareError(NO_COUNT_OF_PARTS)
     encoders = Encoders(text_encoder or named_text_encoder(None), feature_encoder or named_feature_encoder(None), vae)
     run = _Run(images, encoders, resolution, shard_rows, only, part, images.total())
     settings = run.manifest_facts() | {
-        "place": str(source) if str(source) == DICEBEAR else str(Path(source).resolve()),
+        "place": place,
         "fingerprint": images.fingerprint(),
         "count": count,
         "strict": strict,
@@ -185,14 +194,38 @@ def prepare(
     )
 
 
+def opened_source(
+    source: str | Path,
+    *,
+    resolution: int,
+    count: int | None = None,
+    seed: int = 0,
+    families: Sequence[str] = DEFAULT_FAMILIES,
+    workers: int = 1,
+    **columns: str | None,
+) -> tuple[str, Source]:
+    """(DICEBEAR or the whole path, the source there) of what `prepare` is given; columns: as `own_images` takes them.
+
+    Raises PrepareError.
+    """
+    if str(source) == DICEBEAR:
+        drawn = DiceBearSource(
+            count=count or DEFAULT_COUNT, resolution=resolution, seed=seed, families=families, workers=workers
+        )
+        return DICEBEAR, drawn
+    return str(Path(source).resolve()), own_images(Path(source), resolution=resolution, **columns)
+
+
 def own_images(
     place: Path,
     *,
     resolution: int,
     image_column: str | None = None,
     text_column: str | None = None,
+    class_column: str | None = None,
 ) -> Source:
-    """The source that fits what lies at ``place``: metadata beside images, a saved dataset, parquet files or tars.
+    """The source that fits what lies at ``place``: metadata beside images, a saved dataset, parquet files, tars, or
+    folders of classes.
 
     Raises PrepareError: nothing there that is known, or column names for a source without columns.
     """
@@ -201,12 +234,20 @@ def own_images(
     if any((place / name).is_file() for name in METADATA) or not (table or tar_files(place)):
         if named:
             raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
-        return ImageFolderSource(place, resolution=resolution)
+        if not any((place / name).is_file() for name in METADATA) and class_folders(place):
+            return ClassFolderSource(place, resolution=resolution)
+        return ImageFolderSource(place, resolution=resolution, class_column=class_column)
     if table:
-        return TableSource(place, resolution=resolution, image_column=image_column, text_column=text_column)
+        return TableSource(
+            place,
+            resolution=resolution,
+            image_column=image_column,
+            text_column=text_column,
+            class_column=class_column,
+        )
     if named:
         raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
-    return TarSource(place, resolution=resolution)
+    return TarSource(place, resolution=resolution, class_column=class_column)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ from paris_swarm.expert.data.weights_folder import (
 )
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-CLIP_FILES = ("config.json", "model.safetensors", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+CLIP_FILES = (
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 DINOV2_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 THUMBNAIL = 32
 """Side in pixels of the small pictures that are kept beside latents, for people to look at."""

@@ -6,7 +6,7 @@
     lengths-00000.npy        int16   [n]            tokens of each caption
     features-00000.npy       float32 [n, F]         image features for the clustering
     digests-00000.npy        uint8   [n, 16]        what identifies a row: BLAKE3 of its pixels and its caption
-    captions-00000.jsonl     {"text", "file", and where the source knows them "family", "attributes"}, one object a line
+    captions-00000.jsonl     {"text", "file", and where the source knows it "class", "family", "attributes"}, one a line
     null_states.npy          float16 [L, D]         the states of the empty caption ("unconditional")
 
 Where a VAE stands between pictures and model, two kinds take the place of pixels:

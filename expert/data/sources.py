@@ -30,6 +30,14 @@ class Skipped:
     file: str
     why: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", writable_name(self.file))
+
+
+def writable_name(name: str) -> str:
+    """A file's name as a caption record or a manifest can hold it: what is no UTF-8 in it becomes an escape."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class Source(Protocol):
     """A set of captioned images at one resolution: items 0 to ``total()`` - 1, always the same in the same order.

@@ -1,15 +1,18 @@
 """Captioned images in tables: parquet files with image bytes, and folders saved by Hugging Face `datasets`.
 
-Read row group by row group, never whole. The image column holds bytes, or Hugging Face's struct of bytes and path.
+Read row group by row group, never whole. The image column holds bytes, or Hugging Face's struct of bytes and path. A
+column of class numbers whose names the table knows (Hugging Face's ClassLabel) counts as text: where there is no other,
+the names are the captions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from paris_swarm.expert.data.pictures import captioned, first_line
+from paris_swarm.expert.data.pictures import CLASSES, captioned, class_caption, class_name, first_line
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
@@ -20,13 +23,19 @@ _ROWS_AT_ONCE = 256
 class TableSource:
     """The captioned images of parquet files or of a `datasets` folder at ``resolution`` pixels, in the tables' order.
 
-    image_column, text_column: their names, or None to take the first known one.
+    image_column, text_column, class_column: their names, or None to take the first known one; a class is not needed.
 
     Raises PrepareError: nothing there, unreadable, no such column; pyarrow or datasets is not installed.
     """
 
     def __init__(
-        self, place: Path, *, resolution: int, image_column: str | None = None, text_column: str | None = None
+        self,
+        place: Path,
+        *,
+        resolution: int,
+        image_column: str | None = None,
+        text_column: str | None = None,
+        class_column: str | None = None,
     ) -> None:
         self._resolution = resolution
         self._table: _Parquet | _SavedDataset
@@ -35,14 +44,19 @@ class TableSource:
         else:
             self._table = _Parquet(parquet_files(place))
         self._image = _column(self._table.columns, image_column, IMAGE_COLUMNS, "image", place)
-        self._text = _column(self._table.columns, text_column, TEXT_COLUMNS, "text", place)
+        known = next((name for name in CLASSES if name in self._table.columns), None)
+        if class_column is not None:
+            known = _column(self._table.columns, class_column, (), "class", place)
+        self._class = known
+        texts = (*TEXT_COLUMNS, known) if known is not None and known in self._table.class_names else TEXT_COLUMNS
+        self._text = _column(self._table.columns, text_column, texts, "text", place)
 
     def describe(self) -> dict[str, Any]:
         """The manifest's fields about this source."""
-        return {
-            "source": {"kind": self._table.kind, "image_column": self._image, "text_column": self._text},
-            "licences": self._table.licences(),
-        }
+        source = {"kind": self._table.kind, "image_column": self._image, "text_column": self._text}
+        if self._class is not None:
+            source["class_column"] = self._class
+        return {"source": source, "licences": self._table.licences()}
 
     def fingerprint(self) -> str:
         return self._table.fingerprint()
@@ -53,17 +67,27 @@ class TableSource:
 
     def items(self, start: int = 0) -> Generator[Captioned | Skipped, None, None]:
         """The rows from number ``start`` on, unusable ones named in their place."""
-        for name, image, text in self._table.read(self._image, self._text, start):
-            yield self._item(name, image, text)
+        wanted = list(dict.fromkeys(name for name in (self._image, self._text, self._class) if name is not None))
+        for name, record in self._table.read(wanted, start):
+            text = self._named(self._text, record[self._text])
+            if self._text in self._table.class_names and isinstance(text, str):
+                text = class_caption(text)
+            category = None if self._class is None else class_name(self._named(self._class, record[self._class]))
+            yield self._item(name, record[self._image], text, category)
 
-    def _item(self, name: str, image: object, text: object) -> Captioned | Skipped:
+    def _named(self, column: str, value: object) -> object:
+        """A class number's name, where the table knows it."""
+        names = self._table.class_names.get(column, ())
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+    def _item(self, name: str, image: object, text: object, category: str | None) -> Captioned | Skipped:
         if isinstance(image, dict):
             image = image.get("bytes")
         if not isinstance(image, bytes):
             return Skipped(name, "holds no image bytes (a path alone is not followed)")
         if not isinstance(text, str | None):
             return Skipped(name, "has a caption that is not text")
-        return captioned(name, image, text, self._resolution)
+        return captioned(name, image, text, self._resolution, category)
 
 
 def is_saved_dataset(place: Path) -> bool:
@@ -90,13 +114,17 @@ class _Parquet:
         self._files = list(files)
         self._counts: list[int] = []
         self.columns: list[str] = []
+        self.class_names: dict[str, list[str]] = {}
         for number, path in enumerate(self._files):
             with self._opened(path) as table:
                 names = list(table.schema_arrow.names)
+                classes = _class_names(table.schema_arrow.metadata)
                 self._counts.append(table.metadata.num_rows)
             if number and names != self.columns:
                 raise PrepareError(f"{path} has the columns {names}, {self._files[0].name} has {self.columns}: one set")
-            self.columns = names
+            if number and classes != self.class_names:
+                raise PrepareError(f"{path} names its classes otherwise than {self._files[0].name}: one set of names")
+            self.columns, self.class_names = names, classes
         self.rows = sum(self._counts)
 
     def _opened(self, path: Path) -> Any:
@@ -111,7 +139,7 @@ class _Parquet:
     def fingerprint(self) -> str:
         return files_fingerprint(self._files)
 
-    def read(self, image: str, text: str, start: int) -> Iterator[tuple[str, object, object]]:
+    def read(self, columns: list[str], start: int) -> Iterator[tuple[str, dict[str, object]]]:
         for path, rows in zip(self._files, self._counts, strict=True):
             if start >= rows:
                 start -= rows
@@ -119,15 +147,29 @@ class _Parquet:
             with self._opened(path) as table:
                 groups, row = _groups_from(table.metadata, start)
                 try:
-                    for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[image, text]):
+                    for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns):
                         skipped = min(max(0, start - row), batch.num_rows)
                         row += skipped
                         for record in batch.slice(skipped).to_pylist():
-                            yield f"{path.name} row {row}", record[image], record[text]
+                            yield f"{path.name} row {row}", record
                             row += 1
                 except (OSError, ValueError) as error:
                     raise PrepareError(f"{path} is damaged after row {row} ({first_line(error)})") from error
             start = 0
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of the columns' classes, which Hugging Face's data sets write into a parquet file's schema."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {column: said["names"] for column, said in features.items() if said.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        column: names
+        for column, names in found.items()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    }
 
 
 def _groups_from(metadata: Any, row: int) -> tuple[list[int], int]:
@@ -164,6 +206,10 @@ class _SavedDataset:
         for name, feature in found.features.items():
             if isinstance(feature, datasets.Image):
                 found = found.cast_column(name, datasets.Image(decode=False))
+        labels = (
+            (name, feature) for name, feature in found.features.items() if isinstance(feature, datasets.ClassLabel)
+        )
+        self.class_names = {name: [str(each) for each in feature.names or ()] for name, feature in labels}
         self._data = found
         self.rows = len(found)
         self.columns = list(found.column_names)
@@ -175,11 +221,11 @@ class _SavedDataset:
     def fingerprint(self) -> str:
         return str(self._data._fingerprint)
 
-    def read(self, image: str, text: str, start: int) -> Iterator[tuple[str, object, object]]:
+    def read(self, columns: list[str], start: int) -> Iterator[tuple[str, dict[str, object]]]:
         part = f"{self._split} " if self._split else ""
-        rows = self._data.select_columns([image, text]).select(range(start, self.rows))
+        rows = self._data.select_columns(columns).select(range(start, self.rows))
         for row, record in enumerate(rows, start=start):
-            yield f"{part}row {row}", record[image], record[text]
+            yield f"{part}row {row}", record
 
 
 def _column(names: Sequence[str], asked: str | None, known: Sequence[str], what: str, place: Path) -> str:

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from paris_swarm.expert.data.pictures import MAX_IMAGE_BYTES, captioned, first_line
+from paris_swarm.expert.data.pictures import CLASSES, MAX_IMAGE_BYTES, captioned, class_name, first_line
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -29,12 +29,15 @@ _Sample = dict[str, bytes | str]
 class TarSource:
     """The captioned images of one .tar or of all .tar files of a folder, by name, at ``resolution`` pixels.
 
-    The caption is the .txt member, or the .json member's "caption", "text" or "prompt".
+    The caption is the .txt member, or the .json member's "caption", "text" or "prompt"; the class, where there is one,
+    the .cls member or the .json member's.
 
     Raises PrepareError: no archive, or an unreadable one.
     """
 
-    def __init__(self, place: Path, *, resolution: int) -> None:
+    def __init__(self, place: Path, *, resolution: int, class_column: str | None = None) -> None:
+        """class_column: the .json field that names a picture's class, None for the first known one."""
+        self._class_fields = CLASSES if class_column is None else (class_column,)
         self._files = tar_files(place)
         self._resolution = resolution
         if not self._files:
@@ -77,8 +80,14 @@ class TarSource:
             return Skipped(name, "has no image member")
         if isinstance(image, str):
             return Skipped(name, image)
-        text = _caption(sample)
-        return text if isinstance(text, Skipped) else captioned(name, image, text, self._resolution)
+        return captioned(name, image, _caption(sample), self._resolution, self._class_of(sample))
+
+    def _class_of(self, sample: _Sample) -> str | None:
+        """The .cls member, else the .json member's class."""
+        if isinstance(value := sample.get("cls"), bytes):
+            return class_name(value)
+        record = _record(sample)
+        return next((class_name(record[field]) for field in self._class_fields if field in record), None)
 
 
 def tar_files(place: Path) -> list[Path]:
@@ -88,21 +97,23 @@ def tar_files(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*.tar") if path.is_file()) if place.is_dir() else []
 
 
-def _caption(sample: _Sample) -> str | Skipped:
+def _caption(sample: _Sample) -> str:
     for kind in TEXTS:
         value = sample.get(kind)
         if isinstance(value, bytes):
             return value.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    record = _record(sample)
+    return next((record[field] for field in JSON_FIELDS if isinstance(record.get(field), str)), "")
+
+
+def _record(sample: _Sample) -> dict[str, Any]:
+    """What the .json member says; nothing where it says nothing that can be read."""
     value = sample.get("json")
-    if isinstance(value, bytes):
-        try:
-            record = json.loads(value)
-        except (ValueError, RecursionError):
-            return ""
-        for field in JSON_FIELDS:
-            if isinstance(record, dict) and isinstance(record.get(field), str):
-                return str(record[field])
-    return ""
+    try:
+        record = json.loads(value) if isinstance(value, bytes) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _samples(path: Path, start: int) -> Iterator[tuple[str, _Sample]]:
@@ -133,7 +144,7 @@ def _samples(path: Path, start: int) -> Iterator[tuple[str, _Sample]]:
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> bytes | str:
     limit = MAX_IMAGE_BYTES if kind in IMAGES else MAX_TEXT_BYTES
-    if kind not in IMAGES and kind not in TEXTS and kind != "json":
+    if kind not in (*IMAGES, *TEXTS, "json", "cls"):
         return ""
     if member.size > limit:
         return f"is larger than {limit >> 20} MiB"

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from blake3 import blake3
 from torch import Tensor
+
+MAX_DOWNLOAD = 8 << 30
+"""Bytes of one encoder that are downloaded for its name alone. Paris's largest, CLIP ViT-L/14, has 1.7 GB."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -32,9 +35,10 @@ def hub_name(place: str | Path) -> str | None:
 def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
     """The local folder of published weights, downloaded to the Hugging Face cache where ``place`` is a hub name.
 
-    what: for the error, e.g. "a VAE (AutoencoderKL)"; files: patterns of the files that are needed.
+    what: for the error, e.g. "a VAE (AutoencoderKL)"; files: names of the files that are needed; no other is asked for.
 
-    Raises EncoderError: neither a folder nor a hub name, or it is not in the cache and cannot be downloaded.
+    Raises EncoderError: neither a folder nor a hub name; it is not in the cache and cannot be downloaded, or is larger
+    than MAX_DOWNLOAD: a plan names hub models too, and what they weigh is for its author to say.
     """
     name, files = hub_name(place), list(files)
     if name is None:
@@ -42,18 +46,41 @@ def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
             raise EncoderError(f"{place} is neither a folder here nor a hub name (owner/name): give {what}")
         return Path(place)
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HTTPError, RevisionResolutionError
     except ImportError as error:
         raise missing_package() from error
+    by_hand = f"`hf download {name} {' '.join(files)} --local-dir {name.split('/')[1]}`"
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, ValueError) as error:  # the hub's and the network's own errors derive from these
+        # One commit for the look and the download: what was weighed is what comes.
+        commit = HfApi().resolve_revision(name)
+        listed = snapshot_download(name, allow_patterns=files, revision=commit, dry_run=True)
+        _check_size(name, {each.filename: each.file_size for each in listed if each.will_download}, by_hand)
+        return Path(snapshot_download(name, allow_patterns=files, revision=commit))
+    except EncoderError:
+        raise
+    except (OSError, ValueError, HTTPError, RevisionResolutionError) as error:  # what the hub and the network raise
+        with suppress(OSError, ValueError):
+            return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
         first = str(error).strip().split("\n")[0][:200]
         raise EncoderError(
             f"{name} is not in the Hugging Face cache of this machine and could not be downloaded ({first}). On a "
-            f"machine with internet run `hf download {name} {' '.join(files)} --local-dir {name.split('/')[1]}`, bring "
-            "that folder here and give its path instead of the name"
+            f"machine with internet run {by_hand}, bring that folder here and give its path instead of the name"
         ) from error
+
+
+def _check_size(name: str, sizes: Mapping[str, int | None], by_hand: str) -> None:
+    """Raise EncoderError where the files to download, bytes by name, are more than MAX_DOWNLOAD or nobody knows."""
+    unknown = sorted(file for file, size in sizes.items() if size is None)
+    total = sum(size or 0 for size in sizes.values())
+    if not unknown and total <= MAX_DOWNLOAD:
+        return
+    largest = max(sizes, key=lambda file: sizes[file] or 0)
+    how_much = f"the hub does not say how large {unknown[0]} is" if unknown else f"{total / 2**30:.1f} GiB to download"
+    raise EncoderError(
+        f"{name}: {how_much} (the largest: {largest}), at most {MAX_DOWNLOAD >> 30} GiB are fetched unasked. If you "
+        f"trust whoever named it, run {by_hand} and give that folder instead of the name"
+    )
 
 
 def missing_package() -> EncoderError:

@@ -29,7 +29,7 @@ from torch import Tensor
 from paris_swarm.expert.flow import from_pixels
 from paris_swarm.router.draw import DrawStep, draw, vae_decoder
 from paris_swarm.router.ensemble import Ensemble, NullText
-from paris_swarm.router.png import provenance
+from paris_swarm.router.png import Origin, provenance
 from paris_swarm.router.samplers import SAMPLERS, Sampler, named_sampler, times
 
 SOURCE = Path(__file__).read_bytes()
@@ -163,16 +163,18 @@ class DDMPipeline(DiffusionPipeline):
         more = {"negative_prompt": negative_prompt or ""}
         texts = [
             provenance(
-                prompts=[words[index // num_images_per_prompt]],
-                seed=seed,
-                strategy=strategy,
-                sampler=type(self.scheduler).__name__ if sampler is None else sampler,
-                steps=num_inference_steps,
-                guidance=guidance_scale,
-                plan_id=str(about.get("plan", "")),
-                assembly=str(about.get("assembly", "")),
+                Origin(
+                    prompts=(words[index // num_images_per_prompt],),
+                    seed=seed,
+                    strategy=strategy,
+                    sampler=type(self.scheduler).__name__ if sampler is None else sampler,
+                    steps=num_inference_steps,
+                    guidance=guidance_scale,
+                    plan_id=str(about.get("plan", "")),
+                    assembly=str(about.get("assembly", "")),
+                    missing=tuple(map(str, self.experts.missing)),
+                ),
                 shares=drawn.shares[index : index + 1],
-                missing=tuple(map(str, self.experts.missing)),
                 redirected=float(drawn.redirected[index]),
             )
             | {"index": str(index), **more}

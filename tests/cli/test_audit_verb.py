@@ -138,6 +138,28 @@ def test_a_copy_with_noise_is_told_apart_and_the_tensor_named(trained: Trained, 
     assert [file["identical"] for file in found["files"]] == [True, False, True]
 
 
+@pytest.mark.slow
+def test_what_another_version_made_is_not_decided_and_nobody_accused(
+    trained: Trained, data: Path, tmp_path: Path
+) -> None:
+    def older(meta: dict[str, Any]) -> None:
+        environment = {**meta["provenance"]["environment"], "package": "0.0.9"}
+        meta["provenance"] = {**meta["provenance"], "environment": environment}
+
+    def otherwise(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["final_layer.linear.weight"] += 1e-4
+
+    for folder in ("other", "same"):
+        (tmp_path / folder).mkdir()
+    answer = trained.audit(trained.forged(tmp_path / "other", meta=older, weights=otherwise), data)
+    assert answer.code == 5, answer.said
+    assert "NOT DECIDED: made by another version of the code, 0.0.9" in answer.said
+    assert "NOT REPRODUCED" not in answer.said
+    same = done(trained.audit(trained.forged(tmp_path / "same", meta=older), data, "--json")).json
+    assert same["verdict"] == "identical", "bits that are equal prove what they prove, whoever made them"
+    assert list(same["environment_differs"]) == ["package"]
+
+
 def test_a_broken_chain_is_named(trained: Trained, data: Path, tmp_path: Path) -> None:
     def earlier(meta: dict[str, Any]) -> None:
         meta["provenance"] = {**meta["provenance"], "from_step": meta["provenance"]["from_step"] - 1}

@@ -20,7 +20,7 @@ from paris_swarm.dht_schemas.identity import Identity
 
 VERBS = [
     "prepare", "init", "bootstrap", "invite", "notice", "join", "status", "assemble", "verify", "sample", "export",
-    "import", "identity", "leave", "demo", "audit", "evaluate", "store", "router",
+    "import", "identity", "leave", "demo", "audit", "evaluate", "store", "router", "distill",
 ]  # fmt: skip
 GROUPS = ("identity", "store", "router")
 """Whose verbs, one level down, take --home and --json."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from paris_swarm.expert.training import CheckpointReport, TrainJob, train
 from paris_swarm.router.calibration import REPORT_TIMES
 from paris_swarm.router.folder import SlotSource, write_folder
 from paris_swarm.router.png import read_text
+from paris_swarm.router.verify import verify_folder
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.store import ContentStore
 
@@ -171,6 +172,21 @@ def test_rows_need_every_expert(swarm: Swarm, tmp_path: Path, capsys: pytest.Cap
     assert code == 5
     assert "expert 0 is missing" in said
     assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize("lacking", ["text", "features", "resolution", "channels"])
+def test_rows_of_a_plan_that_says_too_little_are_refused_before_any_is_drawn(
+    swarm: Swarm, lacking: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = verify_folder(swarm.room / "experts")
+    signed = verified.plan.plan
+    data = {name: value for name, value in signed.data.items() if name != lacking}
+    plan = replace(verified.plan, plan=signed.model_copy(update={"data": data}))
+    monkeypatch.setattr("paris_swarm.router.verify.verify_folder", lambda *_, **__: replace(verified, plan=plan))
+    code, _, said = asked(capsys, "router", "rows", swarm.room / "experts", "-o", tmp_path / "none", "--count", 64)
+    assert code == 2
+    assert "the plan does not say" in said and f"data.{lacking}" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_router_of_drawn_rows_is_audited_bit_for_bit(

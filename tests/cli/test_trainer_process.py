@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,19 @@ import torch
 from safetensors.torch import load_file
 from swarm_processes import done, verb
 
+from paris_swarm.cli import peer_session
 from paris_swarm.cli.exits import Usage
+from paris_swarm.cli.peer_session import SessionOptions
 from paris_swarm.cli.plan_folder import open_plan_folder
+from paris_swarm.cli.tasks import build_task
 from paris_swarm.cli.trainer import STOP_SECONDS, TrainerChoices, TrainJobFile, check_choices, trainer_environment
+from paris_swarm.dht_schemas.invite import Invite
+from paris_swarm.dht_schemas.plan import seal_plan
 from paris_swarm.expert.checkpoint import newest_whole, read_state
+from paris_swarm.expert.data.shards import PreparedData
+from paris_swarm.expert.memory import TooLarge
+from paris_swarm.expert.training import TrainJob, train
+from paris_swarm.swarm.home import Home
 
 WEIGHTS = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 
@@ -191,6 +202,46 @@ def test_what_this_machine_cannot_do_is_said_before_a_slot_is_claimed(
     with pytest.raises(Usage, match=words_said):
         check_choices(choices, "cpu", [8])
     check_choices(replace(choices, processes=1, metrics="none", compiled=False), "cpu", [8])
+
+
+def hostile_plan(job: TrainJobFile, folder: Path, **model: Any) -> TrainJobFile:
+    """The job on a plan whose organiser signed another network for cluster 0."""
+    shutil.copytree(job.plan_folder, folder)
+    identity = Home(Path(job.plan_folder).parent / "home").identity()
+    plan = open_plan_folder(folder).opened.plan
+    recipe = {**plan.expert.recipe, "model": {**plan.expert.recipe["model"], **model}}
+    changed = plan.model_copy(update={"expert": plan.expert.model_copy(update={"recipe": recipe})})
+    (folder / "plan.json").write_bytes(seal_plan(identity, changed))
+    return replace(job, plan_folder=str(folder), plan_id=open_plan_folder(folder).plan_id)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words_said"),
+    [
+        ({"hidden": 1_000_000, "heads": 1}, ValueError, "model.hidden must be at most 16,384, got 1,000,000"),
+        ({"hidden": 16_384, "depth": 512, "heads": 16}, TooLarge, "slot 0 of the plan .* parameters .* GB of memory"),
+    ],
+)
+def test_a_plan_for_a_network_that_cannot_be_is_refused_before_a_slot_is_claimed(
+    long_job: TrainJobFile, tmp_path: Path, model: dict[str, int], error: type[Exception], words_said: str
+) -> None:
+    job = hostile_plan(long_job, tmp_path / "plan", **model)
+    plan_folder = open_plan_folder(Path(job.plan_folder))
+    options = SessionOptions(
+        invite=Invite(job.plan_id, ()),
+        cluster="auto",
+        router=False,
+        data=Path(job.data),
+        device="cpu",
+        threads=1,
+        listen="",
+        public=False,
+        exit_when_done=True,
+    )
+    with pytest.raises(error, match=words_said):
+        peer_session._check_wishes(SimpleNamespace(plan_folder=plan_folder), options, "cpu")  # type: ignore[arg-type]
+    with pytest.raises(error, match=words_said.replace("slot 0 of the plan", "the recipe")):
+        list(train(TrainJob(build_task(plan_folder, PreparedData.open(Path(job.data)), "0"), tmp_path / "work")))
 
 
 def listening(pid: int) -> set[str]:

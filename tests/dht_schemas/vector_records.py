@@ -248,10 +248,20 @@ def plans() -> Case:
             field("a file twice", files=[entry, entry]),
             field("a file that climbs", files=[{**entry, "name": "../a"}]),
             field("2,049 files", files=[{**entry, "name": f"f{number}"} for number in range(2049)]),
+            field(
+                "files of more than 2^33 bytes",
+                files=[
+                    {"name": f"f{number}", "length": 2**23, "chunks": ["0" * 64, "1" * 64]} for number in range(1025)
+                ],
+            ),
             field("a tensor twice", expert={**spec, "files": {"ema.safetensors": [TENSORS[0], TENSORS[0]]}}),
             field(
                 "a tensor of 2^55 bytes",
                 expert={**spec, "files": {"ema.safetensors": [{"name": "w", "dtype": "I64", "shape": [2**26, 2**26]}]}},
+            ),
+            field(
+                "a checkpoint of more than 2^36 bytes",
+                expert={**spec, "files": {"ema.safetensors": [{"name": "w", "dtype": "F32", "shape": [2**34 + 1]}]}},
             ),
             field("weights that are no safetensors", expert={**spec, "files": {"ema.pt": TENSORS}}),
             field("an empty list of variants", variants=[]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tests.expert.synthetic import SyntheticData, small_probe, small_recipe, sma
 
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.dht_schemas.provenance import Environment, Provenance
+from paris_swarm.expert import provenance
 from paris_swarm.expert.audit import (
     MARGIN,
     Comparison,
@@ -31,6 +33,7 @@ from paris_swarm.expert.provenance import chip, cpu_model, environment, flushes_
 from paris_swarm.expert.rows import Rows, select_rows
 from paris_swarm.expert.task import ExpertTask
 from paris_swarm.expert.training import CheckpointReport, TrainJob, train
+from paris_swarm.router.task import RouterTask
 
 FROM, TO = 12, 24
 WEIGHTS = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
@@ -244,6 +247,18 @@ def test_trained_on_the_probe_rows_it_is_judged_by(audit: Audit) -> None:
     assert audit.of(tuned).verdict(must_be_identical=False) == "unexplained"
 
 
+def test_what_another_version_of_the_code_made_accuses_nobody(audit: Audit) -> None:
+    """Its sums may be others; only weights that did not move no code excuses."""
+    far = audit.of(audit.changed("far", noise(1e-2)))
+    assert far.verdict(must_be_identical=False, other_version=True) == "other version"
+    near = audit.of(audit.changed("near", noise(1e-8)))
+    assert near.verdict(must_be_identical=False, other_version=True) == "explained"
+    assert audit.of(audit.published).verdict(must_be_identical=False, other_version=True) == "identical"
+    parent = audit.of(audit.parent)
+    assert parent.untrained
+    assert parent.verdict(must_be_identical=False, other_version=True) == "unexplained"
+
+
 def test_what_does_not_fit_is_refused(audit: Audit, tmp_path: Path) -> None:
     def wider(tensors: dict[str, torch.Tensor]) -> None:
         tensors["pos_embed"] = tensors["pos_embed"].repeat(1, 1, 2)
@@ -292,13 +307,29 @@ def test_environments_that_must_agree_to_the_bit() -> None:
     theirs = mine.model_copy(update={"threads": mine.threads + 1})
     assert environment_differences(mine, theirs) == {"threads": (str(mine.threads), str(mine.threads + 1))}
     assert not same_bits_expected(mine, theirs)
-    assert same_bits_expected(mine, mine.model_copy(update={"package": "99"}))
+    other = mine.model_copy(update={"package": "99"})
+    assert environment_differences(mine, other) == {"package": (mine.package, "99")}
+    assert not same_bits_expected(mine, other), "another version of the code may add up otherwise"
     cuda = mine.model_copy(update={"device": "cuda"})
     assert not same_bits_expected(cuda, cuda), "its kernels may add in any order"
     assert same_bits_expected(*2 * (cuda.model_copy(update={"deterministic": True}),))
     compiled = mine.model_copy(update={"compiled": True})
     assert not same_bits_expected(compiled, compiled), "its kernels are the work of a compiler that nobody recorded"
     assert isinstance(mine, Environment)
+
+
+def test_other_code_that_trains_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = provenance.package_version()
+    assert said.startswith("0.") or said.startswith("unknown")
+    assert len(said.partition("+")[2]) == 12
+    room = tmp_path / "expert"
+    shutil.copytree(Path(provenance.__file__).parent, room, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(room / "provenance.py"))
+    assert provenance.package_version() == said, "the same code elsewhere"
+    (room / "step.py").write_text((room / "step.py").read_text() + "\n# other sums\n")
+    assert provenance.package_version() != said
+    monkeypatch.undo()
+    assert provenance.code_digest(small_task()) != provenance.code_digest(RouterTask.__new__(RouterTask))
 
 
 def test_the_processor_is_named_by_its_kind(tmp_path: Path) -> None:

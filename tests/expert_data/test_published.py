@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 from PIL import Image
+from tests.expert_data.loopback_hub import hub_of
 from tests.expert_data.tiny_encoders import tiny_clip, tiny_dinov2, tiny_vae
 
 from paris_swarm.cli.encoders import chosen_encoders
 from paris_swarm.expert.data.encoders import named_feature_encoder, named_text_encoder, named_vae
 from paris_swarm.expert.data.prepare import prepare
-from paris_swarm.expert.data.published import CLIPTextEncoder, DINOv2Features, KLLatents
+from paris_swarm.expert.data.published import CLIP_FILES, CLIPTextEncoder, DINOv2Features, KLLatents
 from paris_swarm.expert.data.shards import PreparedData
 from paris_swarm.expert.data.sources import PrepareError
 from paris_swarm.expert.data.weights_folder import EncoderError
@@ -191,17 +192,51 @@ def test_offline_a_hub_name_is_answered_with_what_to_do(make, monkeypatch: pytes
         make("./nowhere")
 
 
-def test_a_hub_name_is_found_in_the_cache_and_kept_in_the_record(
+def test_a_hub_name_is_downloaded_once_and_kept_in_the_record(
     place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import huggingface_hub.constants as hub
+    with hub_of({"some-body/vae": place / "vae"}, monkeypatch, tmp_path / "cache") as asked:
+        vae = named_vae("some-body/vae")
+        assert vae.origin == "some-body/vae"
+        assert vae.digest == named_vae(place / "vae").digest
+        assert named_vae(place / "vae").origin is None
+        fetched = {path for kind, path in asked if kind == "GET" and "/resolve/" in path}
+        assert len(fetched) == 2
+        again = len(asked)
+        named_vae("some-body/vae")
+        assert not [path for kind, path in asked[again:] if kind == "GET" and "/resolve/" in path]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert named_vae("some-body/vae").digest == vae.digest  # from the cache
 
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(place / "vae"))
-    vae = named_vae("stabilityai/sd-vae-ft-mse")
-    assert vae.origin == "stabilityai/sd-vae-ft-mse"
-    assert vae.digest == named_vae(place / "vae").digest
-    assert named_vae(place / "vae").origin is None
+
+def test_of_a_hub_model_only_the_files_that_are_needed_are_fetched(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(place / "clip", tmp_path / "clip")
+    for name in ("tokenizer-more.bin", "README.md", "model.bin", "own.py"):
+        (folder / name).write_bytes(b"0" * 100)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "huge.json").write_bytes(b"{}")
+    with hub_of({"some-body/clip": folder}, monkeypatch, tmp_path / "cache") as asked:
+        assert named_text_encoder("some-body/clip").digest == named_text_encoder(place / "clip").digest
+    fetched = {path.rsplit("/resolve/", 1)[1].split("/", 1)[1] for _, path in asked if "/resolve/" in path}
+    assert fetched <= set(CLIP_FILES)
+
+
+def test_a_hub_model_that_is_too_large_is_refused_before_a_byte_of_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = {"some-body/vae": {VAE_FILE: 9 << 30}, "some-body/unweighed": {VAE_FILE: None}}
+    folders = dict.fromkeys(sizes, place / "vae")
+    with hub_of(folders, monkeypatch, tmp_path / "cache", sizes=sizes) as asked:
+        with pytest.raises(EncoderError, match=r"9\.0 GiB to download .*at most 8 GiB .*hf download some-body/vae"):
+            named_vae("some-body/vae")
+        with pytest.raises(EncoderError, match="some-body/unweighed"):
+            named_vae("some-body/unweighed")
+        with pytest.raises(EncoderError, match="could not be downloaded"):
+            named_vae("some-body/nothing")
+    assert not [path for kind, path in asked if kind == "GET" and path.endswith(VAE_FILE)]
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) < 100_000
 
 
 # ---- prepared -------------------------------------------------------------------------------------------------------

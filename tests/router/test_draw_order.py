@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paris_swarm.router.draw import draw, in_order, of_few_loads
+from paris_swarm.router.draw import draw
 from paris_swarm.router.ensemble import Ensemble, NullText
 
 K = 6
 
 
 class Pull(nn.Module):
-    """An expert of ten bytes that draws towards its own number."""
+    """An expert of ten kilobytes that draws towards its own number."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.full((10,), k, dtype=torch.uint8))
+        self.register_buffer("weights", torch.full((10_000,), k, dtype=torch.uint8))
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return x - float(self.weights[0]) / K
@@ -61,31 +63,94 @@ def _bytes(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("router", [settled, restless])
 def test_the_order_of_drawing_changes_no_picture(router: object, strategy: str) -> None:
     images, weights, _ = drawn(router, None, strategy=strategy)
-    for budget, batch in ((20, 24), (20, 5), (0, 24)):
+    for budget, batch in ((20_000, 24), (20_000, 5), (0, 24), (100, 5)):
         again, same, _ = drawn(router, budget, strategy=strategy, batch=batch)
         np.testing.assert_allclose(again.astype(int), images.astype(int), atol=1)
         np.testing.assert_allclose(same, weights, atol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpm++"])
+def test_every_sampler_draws_the_same_at_its_own_pace(sampler: str) -> None:
+    if sampler == "dpm++":
+        pytest.importorskip("diffusers")
+    images, weights, _ = drawn(wandering, None, sampler=sampler, strategy="top-2")
+    again, same, loads = drawn(wandering, 20_000, sampler=sampler, strategy="top-2", batch=7)
+    np.testing.assert_allclose(again.astype(int), images.astype(int), atol=1)
+    np.testing.assert_allclose(same, weights, atol=1e-6)
+    assert loads > K
+
+
 def test_pictures_that_stay_with_an_expert_load_it_once() -> None:
-    assert drawn(settled, 20)[2] <= K + 1  # in plain order: 6 at the first step, 4 at each of the nine others
+    assert drawn(settled, 20_000)[2] == K  # in step: 6 at the first step, 4 at each of the nine others
+    assert drawn(settled, 20_000, batch=4)[2] == K  # however few go through an expert at once
     assert drawn(settled, None)[2] == K
 
 
-def test_pictures_that_do_not_stay_cost_at_most_one_group_more() -> None:
-    plain_order = K + 9 * (K - 2)
-    assert drawn(restless, 20)[2] <= 2 * plain_order
+def wandering(x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """Now and then another expert, each picture at steps of its own."""
+    expert = (states[:, 0, 1] + (t * (3 + states[:, 0, 1] % 4)).floor()).long() % K
+    return 9.0 * torch.nn.functional.one_hot(expert, K).float()
 
 
-@given(
-    st.lists(st.frozensets(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=40),
-    st.integers(1, 9),
-    st.integers(1, 20),
-    st.integers(1, 4),
-)
-def test_every_picture_is_drawn_once(experts: list[frozenset[int]], batch: int, steps: int, room: int) -> None:
-    batches = of_few_loads(experts, batch, steps, room)
-    assert sorted(index for each in batches for index in each) == list(range(len(experts)))
-    assert max(len(each) for each in batches) <= batch
-    if len(set().union(*experts)) <= room:
-        assert batches == in_order(range(len(experts)), batch)
+@pytest.mark.parametrize("router", [restless, wandering])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_pictures_that_do_not_stay_load_no_more_than_a_batch_in_step(router: object, sampler: str) -> None:
+    points = 10 if sampler == "euler" else 19
+    assert drawn(router, 20_000, sampler=sampler)[2] <= K + (points - 1) * (K - 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
+def test_loads_are_bounded_whatever_the_router_says(
+    data: st.DataObject, count: int, steps: int, room: int, kept: int, batch: int
+) -> None:
+    """At every point at most K - room are loaded, besides those that fill the room; and no picture is forgotten."""
+    table = torch.tensor(
+        data.draw(st.lists(st.permutations(range(K)), min_size=count * steps, max_size=count * steps))
+    ).reshape(count, steps, K)
+
+    def router(x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        step = ((1 - t) * steps).round().long()
+        return 9.0 * table[states[:, 0, 0].long(), step].float()
+
+    ensemble = Ensemble(
+        K,
+        {k: (lambda k=k: Pull(k)) for k in range(K)},
+        router,
+        NullText(torch.zeros(1, 2), 1),
+        memory_budget=10_000 * room,
+    )
+    states = torch.zeros(count, 1, 2)
+    states[:, 0, 0] = torch.arange(count)
+    told: list[int] = []
+    pictures = draw(
+        ensemble,
+        states,
+        [1] * count,
+        shape=(1, 2, 2),
+        steps=steps,
+        strategy=f"top-{kept}",
+        guidance=1.0,
+        batch=batch,
+        on_step=lambda done: told.append(done.step),
+        decode=_bytes,
+    )
+    likeliest = table.argsort(dim=2, descending=True)[:, :, :kept].sort(dim=2).values  # [count, steps, kept]
+    used = torch.from_numpy(pictures.weights).nonzero().reshape(count, steps, kept, 3)[..., 2]
+    assert torch.equal(used, likeliest)
+    assert ensemble.resident.loads <= room + steps * max(K - room, 0)
+    assert told == list(range(1, steps + 1))
+
+
+def test_a_solver_of_ones_own_is_drawn_in_step() -> None:
+    asked: list[int] = []
+
+    def one_step(velocity: Any, noise: Tensor, steps: int, on_step: Any = None) -> Tensor:
+        x = noise - velocity(noise, torch.ones(len(noise)))
+        asked.append(len(noise))
+        on_step(1, steps)
+        return x
+
+    for budget in (None, 20_000):
+        drawn(settled, budget, sampler=one_step, steps=1, batch=10)
+    assert asked == [10, 10, 4] * 2

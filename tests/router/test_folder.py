@@ -17,10 +17,12 @@ import torch
 from router_world import ASSEMBLER, PEERS, PIXELS, K, make_world, prompts
 from safetensors.torch import load_file, save_file
 
+from paris_swarm.cli.distilling import load_teachers
 from paris_swarm.dht_schemas.digest import digest_file
 from paris_swarm.dht_schemas.errors import BadHeader, BadSignature, DigestMismatch, NotAdmitted, RecordError, WrongPlan
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.records import Announcement
+from paris_swarm.router.card import model_card
 from paris_swarm.router.ensemble import MissingExperts
 from paris_swarm.router.folder import SlotSource, open_folder, write_folder
 from paris_swarm.router.folder_errors import (
@@ -119,6 +121,30 @@ def test_the_card_names_peers_plan_and_figures(world, pristine):
     ):
         assert said in card
     assert all(identity.peer_id in card for identity in PEERS.values())
+
+
+def test_a_plan_with_several_clusters_is_no_students(world):
+    """Anybody may write `data.distilled` into a plan: an ensemble's card goes on saying what was verified."""
+    said = {"plan": "0" * 64, "assembly": "1" * 64, "teachers": {"0": "2" * 64}, "rows": {"drawn": True, "count": 9}}
+
+    def card(clusters: int) -> str:
+        data = {**world.plan.plan.data, "distilled": said}
+        plan = world.plan.plan.model_copy(update={"data": data, "clusters": clusters})
+        return model_card(replace(world.plan, plan=plan), [], (), assembler=ASSEMBLER.peer_id, figures={})
+
+    assert "One dense diffusion model" not in card(K) and "An ensemble of diffusion experts" in card(K)
+    assert "One dense diffusion model" in card(1) and "2" * 64 in card(1)
+    assert "by the word of its organiser" in card(1)
+
+
+def test_a_teacher_that_was_changed_since_is_not_listened_to(folder):
+    verified = verify_folder(folder)
+    teacher = load_teachers(verified, "cpu", 0)
+    teacher(0)
+    tensors = load_file(folder / weights_path("1"))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / weights_path("1"))
+    with pytest.raises(ChangedFile):
+        teacher(1)
 
 
 def test_the_same_sources_give_the_same_folder(world, pristine, tmp_path):

@@ -115,6 +115,23 @@ def test_the_verb_draws_it_too(made: SimpleNamespace, tmp_path: Path) -> None:
         assert image.size[0] >= 24
 
 
+def test_evaluate_judges_the_decoded_pictures_by_the_held_out_rows(made: SimpleNamespace, tmp_path: Path) -> None:
+    plain = {name: encoder for name, encoder in made.encoders.items() if name != "vae"}
+    prepare(made.room / "pictures", tmp_path / "pixels", resolution=24, **plain)
+    out = tmp_path / "figures"
+    words = ["evaluate", made.model, "--data", tmp_path / "pixels", "-o", out, "--features", made.room / "dinov2"]
+    asked = ["--strategy", "top-1", "--seeds", 1, "--pictures", 6, "--steps", 2, "--device", "cpu"]
+    assert run([str(word) for word in (*words, *asked, "--home", tmp_path / "home")]) == 0
+    report = json.loads((out / "evaluation.json").read_text())
+    assert (report["pictures"], report["held_out"], report["floor"]["cluster_accuracy"]) == (6, True, 1.0)
+    kept = np.load(out / "pictures" / "top-1-seed-0.npy", allow_pickle=False)
+    assert (kept.shape, kept.dtype) == ((6, 24, 24, 3), np.uint8)  # not the latents, 12 x 12 of 4 channels
+    page = (out / "evaluation.md").read_text()
+    assert "one seed of the noise: no interval" in page and "±" not in page
+    other = ["evaluate", made.model, "--data", made.room / "data", "-o", out, "--features", made.room / "dinov2"]
+    assert run([str(word) for word in (*other, "--home", tmp_path / "home")]) == 2  # latents: nothing to compare with
+
+
 def test_the_folder_is_a_diffusers_model_with_its_vae_and_its_clip(made: SimpleNamespace) -> None:
     index = json.loads((made.model / "model_index.json").read_text())
     assert index["vae"] == ["diffusers", "AutoencoderKL"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paris_swarm.router.png import provenance, read_text, tile, write_grid
+from paris_swarm.router.png import Origin, provenance, read_text, tile, write_grid
 
 
 def pictures(count: int) -> np.ndarray:
@@ -15,18 +15,19 @@ def test_a_grid_holds_every_picture_and_its_provenance(tmp_path):
 
     images = pictures(5)
     prompt = "a planet: Erdöl, 星 and \N{ROCKET}"
-    text = provenance(
-        prompts=[prompt, "two"],
+    origin = Origin(
+        prompts=(prompt, "two"),
         seed=7,
         strategy="top-2",
+        sampler="heun",
         steps=50,
         guidance=2.5,
         plan_id="a" * 64,
         assembly="b" * 64,
-        shares=np.array([[1.0, 0.0], [0.5, 0.5]], dtype=np.float32),
         missing=("3",),
-        redirected=0.25,
+        precision="bf16",
     )
+    text = provenance(origin, shares=np.array([[1.0, 0.0], [0.5, 0.5]], dtype=np.float32), redirected=0.25)
     write_grid(tmp_path / "grid.png", images, columns=3, text=text)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape == (2 * 4 + 2, 3 * 5 + 4, 3)
@@ -38,6 +39,7 @@ def test_a_grid_holds_every_picture_and_its_provenance(tmp_path):
     assert text["prompt"] == f"{prompt}\ntwo"
     assert text["experts"] == "0:0.750 1:0.250"
     assert (text["missing"], text["redirected"]) == ("3", "0.2500")
+    assert (text["precision"], text["sampler"], text["guidance"]) == ("bf16", "heun", "2.5")
 
 
 def test_pictures_can_be_enlarged():

@@ -181,6 +181,8 @@ def test_the_bars_are_what_can_be_said_without_looking(probe_path):
     below = 1 - BAR_MARGIN
     assert router_assemblable_bar(probe) == pytest.approx(below * math.log(K))
     assert router_resumable_bar(ROUTER_RECIPE, probe) == pytest.approx(below * math.log(K))
+    untrained = router_probe_loss(build_router(ROUTER_RECIPE), probe)
+    assert router_resumable_bar(ROUTER_RECIPE, probe) == pytest.approx(below * untrained, rel=1e-6)
     lopsided = replace(probe, labels=torch.tensor([0] * 9 + [1] * 3))
     assert router_assemblable_bar(lopsided) == pytest.approx(below * 0.5623, abs=1e-4)
 

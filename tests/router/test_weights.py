@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from paris_swarm.expert.model import Expert, seeded
 from paris_swarm.expert.recipe import ModelConfig
 from paris_swarm.router.resident import weight_bytes
-from paris_swarm.router.weights import EightBit, Skeleton, StableShapes, TensorsDiffer, hold, stable_size
+from paris_swarm.router.weights import (
+    EightBit,
+    Skeleton,
+    StableShapes,
+    TensorsDiffer,
+    hold,
+    stable_size,
+    tensors_in_place,
+)
 
 CONFIG = ModelConfig(resolution=8, patch=2, hidden=96, depth=2, heads=3, text_dim=40, text_tokens=5, output="residual")
 
@@ -47,6 +60,50 @@ def test_a_skeleton_is_filled_with_any_weights_and_keeps_none() -> None:
     weights = network(1).state_dict()
     weights["text_proj.bias"] += 1
     assert not torch.equal(first(*asked()), skeleton.filled(weights)(*asked()))
+
+
+MIXED = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "c": torch.tensor(7),
+    "d": torch.empty(0, 3),
+    "e": torch.tensor([1, 2, 3], dtype=torch.uint8),
+}
+
+
+def test_tensors_are_used_where_they_lie_in_the_file() -> None:
+    data = bytearray(save(MIXED, metadata={"format": "pt"}))
+    found = tensors_in_place(data)
+    assert found.keys() == MIXED.keys()
+    for name, tensor in MIXED.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name], tensor)
+    assert found["a"].data_ptr() - found["e"].data_ptr() == data.index(MIXED["a"].numpy().tobytes()) - data.index(
+        bytes([1, 2, 3])
+    )
+
+
+def test_tensors_at_odd_places_are_copied_out() -> None:
+    data = save({"a": torch.arange(5.0)})
+    length = int.from_bytes(data[:8], "little")
+    odd = (length + 3).to_bytes(8, "little") + data[8 : 8 + length] + b"   " + data[8 + length :]
+    assert torch.equal(tensors_in_place(bytearray(odd))["a"], torch.arange(5.0))
+
+
+@given(st.integers(0, 400), st.binary(max_size=9))
+def test_a_damaged_file_is_refused_or_read_as_safetensors_reads_it(place: int, junk: bytes) -> None:
+    whole = save(MIXED)
+    data = whole[: place % len(whole)] + junk + whole[place % len(whole) + len(junk) :]
+    try:
+        right = load(data)
+    except SafetensorError:
+        with contextlib.suppress(SafetensorError):
+            tensors_in_place(bytearray(data))
+        return
+    found = tensors_in_place(bytearray(data))
+    assert found.keys() == right.keys()
+    for name in right:
+        assert torch.equal(found[name].flatten().view(torch.uint8), right[name].flatten().view(torch.uint8))
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
@@ -86,6 +143,22 @@ def test_experts_of_every_objective_can_be_held_in_fewer_bits(precision: str, ou
     said = hold(copy.deepcopy(exact), precision)(x, t, states, mask)
     assert said.dtype == torch.float32
     assert float((said - exact(x, t, states, mask)).norm() / exact(x, t, states, mask).norm()) <= 0.02
+
+
+class Watched(bytearray):
+    """Bytes that tell when they are let go."""
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", True), ("bf16", False), ("int8", False)])
+def test_a_file_read_is_let_go_once_its_weights_are_held_in_fewer_bits(precision: str, kept: bool) -> None:
+    data = Watched(save(network().state_dict()))
+    watched = weakref.ref(data)
+    skeleton = Skeleton(lambda: seeded(Expert, CONFIG, 3))
+    held = hold(skeleton.filled(tensors_in_place(data)), precision)
+    del data
+    gc.collect()
+    assert (watched() is not None) == kept
+    torch.testing.assert_close(held(*asked()), network()(*asked()), rtol=0.1, atol=0.1)
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -73,6 +73,23 @@ def test_words_follow_the_interval_of_the_difference():
     assert difference(low, high, "attribute_accuracy") is None
 
 
+def test_a_page_of_other_data_says_what_they_cannot_show(tmp_path):
+    from reproduce_grid import SCALES
+    from reproduce_report import tables
+
+    distances = {"fid": 1.0, "kid": 0.0, "kid_deviation": 0.0, "precision": 1.0, "recall": 1.0}
+    floor = {"distances": distances, "cluster_accuracy": 1.0, "attribute_accuracy": None}
+    (tmp_path / "floor.json").write_text(json.dumps(floor))
+    said = {"folder": str(tmp_path / "gone"), "count": 1730, "source": "imagefolder (emoji)"}
+    (tmp_path / "data.json").write_text(json.dumps(said))
+    text = tables(SCALES["toy"], tmp_path, tmp_path / "page.md")
+    assert "1730 imagefolder (emoji) pictures of 8 px, 16 of them held out" in text
+    assert "that column is empty" in text
+    real = next(line for line in text.splitlines() if line.startswith("| real held-out pictures"))
+    assert real.split("|")[9].strip() == "-" and real.split("|")[8].strip() == "1.00"
+    assert not (tmp_path / "page.png").exists()
+
+
 @pytest.mark.slow
 def test_toy_grid_stops_resumes_and_writes_its_page(tmp_path):
     out, page = tmp_path / "out", tmp_path / "page.md"
