@@ -31,6 +31,7 @@ from paris_swarm.cli.replay import (
     threads_for,
 )
 from paris_swarm.cli.settings import Settings
+from paris_swarm.cli.tasks import check_memory
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.invite import Invite
 from paris_swarm.swarm.home import Home
@@ -238,6 +239,7 @@ async def _judge(
     task = await asyncio.to_thread(checked_task, plan_folder, PreparedData.open(options.data), evidence)
     device = device_for(said.environment, options.device)
     threads = threads_for(said.environment, options.threads)
+    check_memory(plan_folder, [evidence.slot], device, said.environment.micro_batch, 1)
     folder = replay_folder(
         home.swarm(plan_folder.plan_id).path / "audits",
         evidence.root,

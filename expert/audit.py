@@ -32,7 +32,7 @@ from paris_swarm.expert.checkpoint import (
     write_state,
 )
 from paris_swarm.expert.task import Task
-from paris_swarm.expert.training import TrainState
+from paris_swarm.expert.training import StepSettings, TrainState
 
 MARGIN = 16.0
 """Times the noise that honest hardware may differ by."""
@@ -159,7 +159,7 @@ def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> No
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = TrainState(task, torch.device("cpu"))
+    state = TrainState(task, torch.device("cpu"), settings=StepSettings(micro_batch=1))  # no batch goes through it
     if weights is None:
         state.begin()
     parts: Sequence[Mapping[str, Tensor]] = (state.ema.state_dict(), state.model.state_dict(), state.optimiser.state())

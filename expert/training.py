@@ -148,7 +148,7 @@ def checkpoint_tables(task: Task) -> dict[str, list[tuple[str, str, tuple[int, .
     # torch's meta kernels take two seconds to import; small networks are sooner built.
     device = torch.device("meta" if task.recipe.model.parameters > BUILT_FOR_TABLES else "cpu")
     with device:
-        state = TrainState(task, device)
+        state = TrainState(task, device, settings=StepSettings(micro_batch=1))  # no batch goes through it
     weights = tensor_table(state.model.state_dict())
     return {
         "ema.safetensors": weights,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.expert.checkpoint import load_weights
 from paris_swarm.expert.flow import interpolate, scalar_predictor_loss, to_pixels, velocity_target
+from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import Expert, seeded
 from paris_swarm.expert.objective import Objective
 from paris_swarm.expert.pretrained import untrained_expert
@@ -219,8 +220,9 @@ def probe_loss_of_file(recipe: Recipe, weights: Path, probe: Probe) -> float:
     """Probe loss of the expert weights in a safetensors file.
 
     Raises:
-        CheckpointError: the tensors are not those of the recipe.
+        CheckpointError: the tensors are not those of the recipe. TooLarge: this machine has no memory for its network.
     """
+    check_forward(recipe.model, BATCH)
     model = seeded(Expert, recipe.model, 0)
     load_weights(model, weights)
     return expert_probe_loss(model, probe)

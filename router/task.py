@@ -208,8 +208,9 @@ def router_probe_loss_of_file(recipe: RouterRecipe, weights: Path, probe: Router
     """Probe loss of the router weights in a safetensors file.
 
     Raises:
-        CheckpointError: the tensors are not those of the recipe.
+        CheckpointError: the tensors are not those of the recipe. TooLarge: this machine has no memory for its network.
     """
+    check_forward(recipe.model, BATCH)
     model = seeded(Router, recipe.model, 0)
     load_weights(model, weights)
     return router_probe_loss(model, probe)

@@ -41,7 +41,8 @@ class AskedSource:
 
     On the stream that is open: fruitful: a chunk was saved; progressed: parts of one came. resumed: the stream follows
     on one that ended early, and its time counts on. begun: the chunk that parts came of, first asked at begun_at.
-    spare: streams in a row that may still bring nothing.
+    spare: streams in a row that may still bring nothing. left_at: chunks that were saved when it was last left for a
+    fault; spent_at: the same, until a stream is of use again.
     """
 
     holds: frozenset[Chunk] | None
@@ -56,6 +57,7 @@ class AskedSource:
     spare: int = 0
     failures: int = 0
     spent_at: int = -1
+    left_at: int = -1
     retry_at: float = -math.inf
     last_at: float = -math.inf
     window_at: float = 0.0

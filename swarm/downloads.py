@@ -7,7 +7,7 @@ file must hold, who else holds a root by now.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 
 from paris_swarm.dht_schemas.manifest import FileEntry, Manifest, open_manifest
@@ -38,6 +38,7 @@ class Downloads:
     Args:
         look: reads slots from the DHT once more; raises TransportError.
         refuse: shows to people who was banned.
+        foreign: roots in the store that are other swarms': nothing of theirs goes into a checkpoint of this one.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class Downloads:
         clock: Callable[[], float],
         look: Callable[[Iterable[str]], Awaitable[None]],
         refuse: Callable[[str], None],
+        foreign: Callable[[], Collection[str]],
     ) -> None:
         self._transport, self._files, self._store, self._own = transport, files, store, own
         self._sightings, self._trusted = sightings, sightings.trusted
         self._door, self._book, self._counters = door, book, counters
-        self._clock, self._look, self._refuse = clock, look, refuse
+        self._clock, self._look, self._refuse, self._foreign = clock, look, refuse, foreign
 
     async def fetch_manifest(self, candidate: Candidate) -> tuple[Manifest, bytes]:
         """Fetch and check the manifest that a candidate's root commits to.
@@ -164,6 +166,7 @@ class Downloads:
             book=self._book,
             on_fault=self._note_fault,
             more_sources=lambda: self._holders_now(root),
+            foreign=self._foreign,
         )
 
     async def _holders_now(self, root: str) -> list[str]:
@@ -225,7 +228,15 @@ async def fetch_plan(
     opened = open_plan(data, plan_id=plan_id)
     store.put_blob(data)
     await fetch_files(
-        transport, store, peers, plan_id, list(opened.plan.files), kind="plan", counters=counters, door=door
+        transport,
+        store,
+        peers,
+        plan_id,
+        list(opened.plan.files),
+        kind="plan",
+        counters=counters,
+        door=door,
+        foreign=lambda: home.foreign_roots(plan_id),
     )
     store.link_into(plan_id, data, "plan.json", swarm.plan_path)
     return opened

@@ -9,7 +9,7 @@ chunk has come (relays let 128 KiB through a circuit) it is asked for in parts (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from paris_swarm.dht_schemas.digest import blake3_hex
@@ -146,6 +146,7 @@ async def fetch_files(
     patience_s: float = 0.0,
     more_sources: MoreSources | None = None,
     report: FetchReport | None = None,
+    foreign: Callable[[], Collection[str]] = tuple,
 ) -> dict[str, Path]:
     """Fetch files of a root into the store from several peers at once, going on where an earlier fetch ended.
 
@@ -158,6 +159,7 @@ async def fetch_files(
         stall_s: as in FetchPolicy; used when there is no ``policy``.
         patience_s: how long to go on trying when nobody delivers anything any more; 0: until everybody was tried.
         report: filled in as the download goes.
+        foreign: roots of the store whose chunks are not taken over, those of other swarms; called in a thread.
 
     Returns:
         Where each wanted file lies, by name.
@@ -189,6 +191,7 @@ async def fetch_files(
             counters or Counters(),
             on_progress,
             report if report is not None else FetchReport(),
+            foreign,
         )
         for peer in peers:
             download.scheduler.add_source(peer)

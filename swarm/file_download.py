@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from paris_swarm.dht_schemas.errors import RecordError
@@ -31,6 +32,11 @@ LOOK_AGAIN_S = 10.0
 _POLL_S = 0.25
 _KEPT_AWAY = 4
 """Peers without a stream at the moment whose parts of a chunk are kept: at most a chunk each in memory."""
+
+_FRUITLESS = 2
+"""Times a policy's ``chunk_s`` without any chunk after which sources that were all left before, and are being asked
+again, hold a download no longer: those that take turns could do so for ever.
+"""
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes here, bytes in all) of the wanted files after every chunk."""
@@ -74,12 +80,14 @@ class FileDownload:
         counters: Counters,
         on_progress: OnProgress | None,
         report: FetchReport,
+        foreign: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.scheduler = scheduler
         self._store, self._root, self._kind, self._sources = store, root, kind, sources
-        self._counters, self._on_progress, self._report = counters, on_progress, report
+        self._counters, self._on_progress, self._report, self._foreign = counters, on_progress, report, foreign
         self._unopened = dict(wanted)
         self._files: dict[int, PartialFile] = {}
+        self._closing, self._closed = threading.Lock(), False
         self._begun = BegunChunks(_KEPT_AWAY)
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
@@ -91,19 +99,21 @@ class FileDownload:
         """Until every file is whole. Raises as fetch_files."""
         await self._open_files()
         self._tell()
-        hopeful_until = self._clock() + patience_s
-        looked_at, saved = self._clock(), self._report.saved
+        looked_at = saved_at = self._clock()
+        saved = self._report.saved
         try:
             while self._unopened or not self.scheduler.done:
                 now = self._clock()
                 if self._report.saved != saved:
-                    saved, hopeful_until = self._report.saved, now + patience_s
+                    saved, saved_at = self._report.saved, now
                 idle = self.scheduler.exhausted and not self._workers and not self._unopened
                 if more_sources is not None and now - looked_at >= (LOOK_AGAIN_S if patience_s or not idle else 0):
                     new = [peer for peer in await more_sources() if self.scheduler.add_source(peer)]
                     looked_at = now
                     idle = idle and not new
-                if idle and now >= hopeful_until:
+                waited = now - saved_at
+                held = self.scheduler.fruitless and waited >= _FRUITLESS * self.scheduler.policy.chunk_s
+                if (idle or (held and not self._unopened)) and waited >= patience_s:
                     raise self._sources.error(f"{self.scheduler.missing} chunks of {self._root}")
                 self._start_workers()
                 await self._wait()
@@ -147,7 +157,7 @@ class FileDownload:
         """Take in the wanted files that nobody else is fetching into this store."""
         for index, entry in list(self._unopened.items()):
             try:
-                partial, reused = await asyncio.to_thread(open_wanted, self._store, self._root, entry)
+                partial, reused = await asyncio.to_thread(self._open, index, entry)
             except InUse as error:
                 log.debug("%s", error)
                 continue
@@ -155,11 +165,20 @@ class FileDownload:
             self._here += entry.length
             self._report.reused += reused
             if partial is not None:
-                self._files[index] = partial
                 sizes = {(index, chunk): partial.size(chunk) for chunk in partial.missing}
                 self.scheduler.add_chunks(sizes)
                 self._here -= sum(sizes.values())
             self._wake()
+
+    def _open(self, index: int, entry: FileEntry) -> tuple[PartialFile | None, int]:
+        """As open_wanted. The thread outlives a download that is given up: what it opens then is let go of at once."""
+        partial, reused = open_wanted(self._store, self._root, entry, self._foreign)
+        if partial is not None:
+            with self._closing:
+                self._files[index] = partial
+                if self._closed:
+                    partial.close()
+        return partial, reused
 
     def _tell(self) -> None:
         if self._on_progress is not None:
@@ -170,8 +189,10 @@ class FileDownload:
 
     def close(self) -> None:
         """Let go of the files; blocks."""
-        for partial in self._files.values():
-            partial.close()
+        with self._closing:
+            self._closed = True
+            for partial in self._files.values():
+                partial.close()
 
     # ---- one source
 

@@ -6,6 +6,7 @@ Everything here blocks and runs in threads.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.manifest import FileEntry
@@ -18,11 +19,17 @@ from paris_swarm.swarm.store import ContentStore
 log = logging.getLogger(__name__)
 
 
-def open_wanted(store: ContentStore, root: str, entry: FileEntry) -> tuple[PartialFile | None, int]:
+def open_wanted(
+    store: ContentStore, root: str, entry: FileEntry, foreign: Callable[[], Collection[str]]
+) -> tuple[PartialFile | None, int]:
     """The file to fill, None when it is whole and right: one with no chunks to come becomes whole here. And how many
     bytes of it came from other roots of the store: checkpoints of one expert share what training did not change.
 
     Raises InUse, OSError.
+
+    Args:
+        foreign: roots that are none of this download's business. What is written here is served under ``root``: whoever
+            knows the digests of a closed swarm's chunks could ask for them in another one (R-GRT-7).
     """
     store.verify_file(root, entry)
     if store.holds_file(root, entry):
@@ -32,7 +39,7 @@ def open_wanted(store: ContentStore, root: str, entry: FileEntry) -> tuple[Parti
         if store.holds_file(root, entry):  # whoever fetched it finished between the two looks
             partial.discard()
             return None, 0
-        reused = _fill_from_other_roots(store, root, partial)
+        reused = _fill_from_other_roots(store, root, partial, foreign)
         if partial.complete:
             partial.finish()
             return None, reused
@@ -42,17 +49,19 @@ def open_wanted(store: ContentStore, root: str, entry: FileEntry) -> tuple[Parti
     return partial, reused
 
 
-def _fill_from_other_roots(store: ContentStore, root: str, partial: PartialFile) -> int:
+def _fill_from_other_roots(
+    store: ContentStore, root: str, partial: PartialFile, foreign: Callable[[], Collection[str]]
+) -> int:
     """Write the chunks that lie in the store under another root; returns how many bytes."""
     missing = partial.missing
-    known = store.chunks_of_other_roots(root, {partial.entry.chunks[index] for index in missing})
+    known = store.chunks_of_other_roots(root, {partial.entry.chunks[index] for index in missing}, foreign=foreign)
     reused = 0
     for index in missing:
         if (place := known.get(partial.entry.chunks[index])) is None:
             continue
         try:
             data = store.read_chunk(*place)
-        except DigestMismatch as error:
+        except (DigestMismatch, OSError) as error:  # it is fetched, then
             log.warning("%s", error)
             continue
         if data is not None:

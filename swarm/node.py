@@ -126,6 +126,7 @@ class SwarmNode:
             clock=clock,
             look=self.refresh,
             refuse=self._refuse,
+            foreign=lambda: self.home.foreign_roots(self.plan_id),
         )
 
     # ---- joining and leaving ------------------------------------------------

@@ -116,6 +116,14 @@ class ChunkScheduler:
             )
         )
 
+    @property
+    def fruitless(self) -> bool:
+        """Whether everybody was left since the last chunk was saved, whoever is being asked again by now."""
+        return not self.done and all(
+            source.left_at == len(self._saved) or not self._useful(peer, source)
+            for peer, source in self._sources.items()
+        )
+
     def _useful(self, peer: str, source: AskedSource) -> bool:
         if self.book.of(peer).banned is not None:
             return False
@@ -338,7 +346,7 @@ class ChunkScheduler:
             source.resumed, source.retry_at, source.spent_at = True, now + self.policy.backoff_s, -1
             return True
         self.book.failed(peer)
-        source.resumed, source.begun, source.spare = False, None, 0
+        source.resumed, source.begun, source.spare, source.left_at = False, None, 0, len(self._saved)
         if source.fruitful and not slow:
             source.failures, source.retry_at = 0, now
         else:

@@ -143,6 +143,7 @@ class SlotTraining:
         if event.facts and before is not None:
             meta["provenance"] = {**event.facts, "from_step": before, "to_step": event.step}
         manifest, data, root = await asyncio.to_thread(build_manifest, event.folder, event.files, slot, meta=meta)
+        node.files.note_root(root)  # before it lies in the store, where other swarms of this home would serve it
         await asyncio.to_thread(node.store.put_folder, data, event.folder)
         total = sum(entry.length for entry in manifest.files)
         await node.announce(

@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,15 +206,22 @@ class ContentStore:
             raise DigestMismatch(f"chunk {chunk} of {path} was changed on disk; the file was set aside as {aside.name}")
         return data
 
-    def chunks_of_other_roots(self, root: str, digests: Set[str]) -> dict[str, tuple[str, int, int]]:
-        """Where chunks of these digests lie in whole files of other roots: what ``read_chunk`` takes, by digest."""
+    def chunks_of_other_roots(
+        self, root: str, digests: Set[str], *, foreign: Callable[[], Collection[str]] = tuple
+    ) -> dict[str, tuple[str, int, int]]:
+        """Where chunks of these digests lie in whole files of other roots: what ``read_chunk`` takes, by digest.
+
+        ``foreign``: roots to leave out. Asked after the roots were listed: what lies here was named there before.
+        """
         found: dict[str, tuple[str, int, int]] = {}
-        for path in (self.folder / "roots").iterdir() if digests else ():
-            index = self._index(path.name) if path.name != root and _DIGEST.fullmatch(path.name) else None
+        names = [path.name for path in (self.folder / "roots").iterdir()] if digests else []
+        left_out = {root, *foreign()} if names else {root}
+        for name in names:
+            index = self._index(name) if name not in left_out and _DIGEST.fullmatch(name) else None
             for file, entry in enumerate(index[1] if index is not None else ()):
                 shared = [(digest, chunk) for chunk, digest in enumerate(entry.chunks) if digest in digests]
-                if shared and self._whole(path.name, entry):
-                    found.update({digest: (path.name, file, chunk) for digest, chunk in shared})
+                if shared and self._whole(name, entry):
+                    found.update({digest: (name, file, chunk) for digest, chunk in shared})
         return found
 
     def verify(self, root: str) -> list[str]:

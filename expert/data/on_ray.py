@@ -8,6 +8,7 @@ them. Needs the extra `ray`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -176,7 +177,8 @@ def _made(ray: Any, maker: tuple[Any, ...], parts: int, asked: RayOptions) -> It
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours is drawn
     # One part in flight for each worker: another waiting behind it could be made elsewhere meanwhile.
     workers = ray.data.ActorPoolStrategy(size=min(parts, room), max_tasks_in_flight_per_actor=1)
-    rows = ray.data.range(parts, override_num_blocks=parts).map_batches(
+    # Items, not a range: a range is read by a task that needs a core, and the workers hold them all.
+    rows = ray.data.from_items([{"id": index} for index in range(parts)], override_num_blocks=parts).map_batches(
         PartMaker,
         fn_constructor_args=maker,
         batch_size=1,
@@ -208,15 +210,22 @@ def _connected(asked: RayOptions) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise PrepareError("preparing on Ray needs Ray Data: pip install 'paris-swarm[ray]'") from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan of execution says nothing to who prepares
     if ray.is_initialized():
         yield ray
         return
     try:
         if asked.address == LOCAL:
             cores = max(asked.cores, os.cpu_count() or 1)
-            ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                address=LOCAL,
+                num_cpus=cores,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         else:
-            ray.init(address=asked.address, log_to_driver=False)
+            ray.init(address=asked.address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         first = str(error).strip().split("\n")[0][:200]
         raise PrepareError(

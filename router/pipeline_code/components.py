@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import Expert
 from paris_swarm.expert.recipe import ModelConfig, read_record
 from paris_swarm.router.model import Router
@@ -88,7 +89,7 @@ class DDMExperts(StrictComponent):
     @register_to_config
     def __init__(self, num_experts: int, configs: dict[str, Any], about: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.experts = nn.ModuleDict({name: Expert(model_config(config)) for name, config in configs.items()})
+        self.experts = nn.ModuleDict({name: _expert(model_config(config)) for name, config in configs.items()})
         self.null_caption: Tensor | None = None
 
     @property
@@ -162,13 +163,21 @@ class DDMExperts(StrictComponent):
             save_file({"null_states": self.null_caption.half().contiguous()}, folder / NULL_CAPTION_NAME)
 
 
+def _expert(config: ModelConfig) -> Expert:
+    """Raises TooLarge: this machine has no memory for it."""
+    check_forward(config)
+    return Expert(config)
+
+
 class DDMRouter(StrictComponent):
     """The router: logits of p(k | x_t, t, caption), float32 [B, K]."""
 
     @register_to_config
     def __init__(self, recipe: dict[str, Any]) -> None:
         super().__init__()
-        self.network = Router(router_config({"recipe": recipe}))
+        config = router_config({"recipe": recipe})
+        check_forward(config)
+        self.network = Router(config)
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """x [B, C, H, W], t [B], states [B, L, D], mask [B, L] -> [B, K]."""

@@ -14,6 +14,7 @@ from own_pictures import draw_folder
 from safetensors.torch import load_file, save_file
 from swarm_processes import Answer, VerbProcesses, done, events, lane, verb
 
+from paris_swarm.cli.app import run
 from paris_swarm.dht_schemas.manifest import build_manifest, open_manifest
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.swarm.home import Home
@@ -158,6 +159,15 @@ def test_what_another_version_made_is_not_decided_and_nobody_accused(
     same = done(trained.audit(trained.forged(tmp_path / "same", meta=older), data, "--json")).json
     assert same["verdict"] == "identical", "bits that are equal prove what they prove, whoever made them"
     assert list(same["environment_differs"]) == ["package"]
+
+
+def test_a_machine_too_small_for_the_replay_is_told_before_anything_is_trained(
+    trained: Trained, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("paris_swarm.expert.memory.free_ram", lambda: 1_000_000)
+    command = ["audit", trained.roots[-1], trained.invite, "--data", data, "--home", trained.auditor, "--offline"]
+    assert run([str(part) for part in (*command, "--threads", 1, "--device", "cpu")]) == 2
+    assert "slot 0 of the plan makes a network of" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_broken_chain_is_named(trained: Trained, data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.expert.synthetic import SyntheticData, small_probe, small_recipe, small_task
 
 from paris_swarm.expert import training
+from paris_swarm.expert.audit import write_start
 from paris_swarm.expert.memory import (
     TooLarge,
     check_training,
@@ -27,9 +28,10 @@ from paris_swarm.expert.recipe import DEMO, SIZES, ModelConfig, Recipe, TrainCon
 from paris_swarm.expert.rows import Rows
 from paris_swarm.expert.step import StepSettings, TrainState
 from paris_swarm.expert.task import ExpertTask, build_expert
+from paris_swarm.expert.verify import probe_loss_of_file
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import RouterConfig, RouterRecipe
-from paris_swarm.router.task import build_router
+from paris_swarm.router.task import build_router, router_probe_loss_of_file
 
 CPU = torch.device("cpu")
 HUGE = ModelConfig(hidden=16_384, depth=512, heads=16)
@@ -159,8 +161,14 @@ def test_what_this_machine_cannot_hold_is_refused_with_both_figures() -> None:
         with pytest.raises(TooLarge, match=rf"{model.parameters:,} parameters .* GB of memory, cpu has .* GB free"):
             attempt()
     router = RouterRecipe(model=RouterConfig(hidden=16_384, depth=512, heads=16))
-    with pytest.raises(TooLarge, match="one forward pass takes at least"):
-        build_router(router)
+    nowhere = Path("no.safetensors")
+    for forward in (
+        lambda: build_router(router),
+        lambda: router_probe_loss_of_file(router, nowhere, None),  # type: ignore[arg-type]
+        lambda: probe_loss_of_file(task.recipe, nowhere, small_probe(data)),
+    ):
+        with pytest.raises(TooLarge, match="one forward pass takes at least"):
+            forward()
 
 
 def test_a_batch_that_does_not_fit_is_refused_and_pieces_of_it_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +178,17 @@ def test_a_batch_that_does_not_fit_is_refused_and_pieces_of_it_are_not(monkeypat
         check_training(model, train, CPU, what="slot 3")
     check_training(model, train, CPU, rows=32)
     assert training_bytes(HUGE, train) > 44e12
+
+
+def test_where_no_batch_goes_through_a_network_none_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An author took a large batch in pieces on a larger machine: writing the start of its audit takes the weights."""
+    task = small_task(batch=4096)
+    room = training_bytes(task.recipe.model, task.recipe.train, rows=1)
+    monkeypatch.setattr("paris_swarm.expert.memory.free_ram", lambda: room)
+    with pytest.raises(TooLarge):
+        TrainState(task, CPU)
+    write_start(tmp_path / "start", task, 0, None)
+    assert "model.safetensors" in training.checkpoint_tables(task)
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------

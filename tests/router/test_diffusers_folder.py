@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from PIL import Image
 from router_world import ASSEMBLER, DIM, K, World, make_world
 from safetensors.torch import load_file, save_file
 
+from paris_swarm.expert.memory import TooLarge
+from paris_swarm.expert.recipe import ModelConfig, plain_record
 from paris_swarm.router.bundle import CannotBundle, bundle
 from paris_swarm.router.diffusers_folder import (
     TextEncoderFiles,
@@ -34,6 +37,7 @@ from paris_swarm.router.layout import COMPONENTS_FILE, MODEL_INDEX, PIPELINE_FIL
 from paris_swarm.router.lock import LockedFile, open_lock, seal_lock
 from paris_swarm.router.pipeline_code.components import DDMExperts, DDMRouter, WeightsRefused
 from paris_swarm.router.pipeline_code.plain_blake3 import plain_blake3_hex
+from paris_swarm.router.recipe import RouterConfig
 from paris_swarm.router.verify import verify_folder
 
 torch.set_num_threads(1)
@@ -430,6 +434,16 @@ def test_arguments_that_make_no_sense_are_refused(whole, asked, said):
     pipe = load_pipeline(whole)
     with pytest.raises(ValueError, match=said):
         pipe(**asked)
+
+
+def test_a_config_whose_network_does_not_fit_into_memory_is_refused():
+    """R-PLAN-5: it is not built to find that out."""
+    huge = {"hidden": 16_384, "depth": 512, "heads": 16}
+    expert, router = replace(ModelConfig(), **huge), replace(RouterConfig(), **huge)
+    with pytest.raises(TooLarge):
+        DDMExperts(1, {"0": {"recipe": {"model": plain_record(expert)}}})
+    with pytest.raises(TooLarge):
+        DDMRouter({"model": plain_record(router)})
 
 
 def test_a_scheduler_that_asks_twice_a_step_is_refused(whole):

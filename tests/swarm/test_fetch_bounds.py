@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from worlds import MemoryWorld, run
 from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.manifest import FileEntry, build_manifest
-from paris_swarm.swarm import partial_file, wire
+from paris_swarm.swarm import file_download, partial_file, wire
 from paris_swarm.swarm.fetch_session import SpareMemory
 from paris_swarm.swarm.fetching import FetchReport, fetch_blob
 from paris_swarm.swarm.partial_file import PartialFile
@@ -79,6 +80,32 @@ def test_the_only_source_holds_a_download_no_longer_than_a_chunk_may_take(
     run(scenario())
 
 
+def test_sources_that_take_turns_at_giving_nothing_do_not_hold_a_download(
+    memory_world: MemoryWorld, tmp_path: Path
+) -> None:
+    """There is no moment at which nobody is being asked, and no chunk either."""
+    wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, CHUNK)})
+    policy = FetchPolicy(chunk_s=0.4, stall_s=60.0, backoff_s=0.01, backoff_max_s=0.01)
+    greeted: list[str] = []
+
+    async def late(peer_id: str, stream: Stream) -> None:
+        greeted.append(peer_id)
+        if len(greeted) > 1:
+            await trickle(peer_id, stream)
+        else:
+            await asyncio.sleep(0.5)  # out of step with the other
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            peers = [(await cast.liar(handler)).peer_id for handler in (trickle, late)]
+            receiver = await cast.receiver()
+            with pytest.raises(NoSource, match="no whole chunk within"):
+                await asyncio.wait_for(receiver.fetch(wanted, peers, policy=policy), 8)
+
+    run(scenario())
+
+
 # ---- chunks that are here already ------------------------------------------------------------------------------------
 
 
@@ -127,7 +154,7 @@ def test_a_shared_chunk_that_was_changed_on_disk_is_fetched(memory_world: Memory
 
 
 def test_chunks_of_another_swarm_are_not_taken_over(memory_world: MemoryWorld, tmp_path: Path) -> None:
-    """R-GRT-7: what is written under a root is served under it; whoever knows digests could ask for another's chunks."""
+    """R-GRT-7: what is written under a root is served under it; digests must not give away another swarm's chunks."""
     secret = made(tmp_path / "one", {"weights.bin": noise(1, CHUNK)})
     bait = made(tmp_path / "two", {"weights.bin": noise(1, CHUNK), "more.bin": b"more"})
 
@@ -162,6 +189,38 @@ def test_a_shared_chunk_that_cannot_be_read_is_fetched(
 
             monkeypatch.setattr(receiver.store, "read_chunk", broken)
             assert read_all(await receiver.fetch(child, [source.peer_id])) == child.content()
+
+    run(scenario())
+
+
+def test_a_download_that_is_given_up_while_it_opens_a_file_lets_go_of_it(
+    memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens it is not waited for: the next download of the same file would wait for ever."""
+    wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, 100)})
+    opened, go_on = threading.Event(), threading.Event()
+    opening = file_download.open_wanted
+
+    def slow(*args: Any) -> Any:
+        found = opening(*args)
+        opened.set()
+        go_on.wait(30)
+        return found
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source, receiver = await cast.source(wanted), await cast.receiver()
+            with monkeypatch.context() as patched:
+                patched.setattr(file_download, "open_wanted", slow)
+                given_up = asyncio.create_task(receiver.fetch(wanted, [source.peer_id]))
+                await asyncio.to_thread(opened.wait, 30)
+                given_up.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await given_up
+            go_on.set()
+            again = receiver.fetch(wanted, [source.peer_id])
+            assert read_all(await asyncio.wait_for(again, 10)) == wanted.content()
 
     run(scenario())
 

@@ -101,13 +101,13 @@ def test_a_checkpoint_that_verifies_and_cannot_be_trained_on_is_passed_over(tmp_
             await author.node.announce("0", step=2, root=root, parent=None, total_bytes=total, probe_loss=loss)
             roots.append(root)
         heir = await swarm.join("heir", cluster="0", start=False)
-        start_trainer, parents = heir.peer._start_trainer, []
+        start_trainer, parents = heir.peer._training._start_trainer, []
 
         async def start(slot: str, work: Path, resume: Path | None, parent: str | None) -> object:
             parents.append(parent)
             return FailingTrainer() if parent == roots[1] else await start_trainer(slot, work, resume, parent)
 
-        heir.peer._start_trainer = start  # type: ignore[assignment]
+        heir.peer._training._start_trainer = start  # type: ignore[assignment]
         heir.start()
         await until(lambda: bool(heir.trainers))
         assert parents == [roots[1], roots[0]]
@@ -377,6 +377,22 @@ def test_a_parents_manifest_is_noted_as_this_swarms_before_it_lies_in_the_store(
         assert root in auditor.home.foreign_roots("another plan")
 
     closed(tmp_path, story)
+
+
+def test_no_chunk_of_another_swarm_goes_into_a_checkpoint_of_this_one(tmp_path: Path) -> None:
+    """R-GRT-7: it would be served as a part of this one to whoever names its digest in a manifest."""
+
+    async def story(swarm: Closed) -> None:
+        author, victim = await swarm.node("organiser"), await swarm.node("victim")
+        root, size = publish(author, tmp_path / "bait", "0", 1.0)
+        secret, _size = publish(victim, tmp_path / "secret", "1", 1.0)
+        assert secret != root
+        victim.home.swarm(CLOSED.plan_id).note_root(secret)
+        await victim.transport.connect((await author.transport.addresses())[0])
+        await victim.fetch_by_root(root, [author.transport.peer_id])
+        assert victim.counters.total("received", "checkpoint").logical == size
+
+    closed(tmp_path, story, OPEN)
 
 
 def test_the_files_of_a_plan_keep_to_the_stores_limit(tmp_path: Path) -> None:

@@ -248,13 +248,13 @@ def test_a_killed_peers_slot_is_taken_and_continued_from_its_last_checkpoint(tmp
 def test_a_claim_is_renewed_while_the_starting_point_is_still_being_fetched(tmp_path: Path) -> None:
     async def story(swarm: Swarm) -> None:
         life = await swarm.join("a", cluster="0", start=False)
-        ready, start_trainer = asyncio.Event(), life.peer._start_trainer
+        ready, start_trainer = asyncio.Event(), life.peer._training._start_trainer
 
         async def slow(*args: object) -> object:
             await ready.wait()
             return await start_trainer(*args)  # type: ignore[arg-type]
 
-        life.peer._start_trainer = slow  # type: ignore[assignment]
+        life.peer._training._start_trainer = slow  # type: ignore[assignment]
         life.start()
         claims = life.node.trusted.claims["0"]
         await until(lambda: bool(claims))
