@@ -19,7 +19,7 @@ class FetchPolicy:
         stall_s: a peer that sends nothing for so long is left.
         min_rate: bytes/s over ``rate_window_s`` below which a peer is left while others could do its work.
         chunk_s: a peer that brings no whole chunk for so long, over all its streams, is left even when it is the only
-            one: a trickle, or parts that never make a chunk, must not hold a download for ever.
+            one: a trickle, or parts that never make a chunk, must not hold a download for ever. 4.7 KB/s bring one in 900 s.
         backoff_s: pause after a failure without any progress; doubles with each further one up to ``backoff_max_s``.
         late_s: silence after which a peer whose speed is unknown is taken to be late.
     """
@@ -29,7 +29,7 @@ class FetchPolicy:
     stall_s: float = 10.0
     min_rate: float = 32 * 1024
     rate_window_s: float = 15.0
-    chunk_s: float = 300.0
+    chunk_s: float = 900.0
     backoff_s: float = 0.5
     backoff_max_s: float = 30.0
     late_s: float = 1.0

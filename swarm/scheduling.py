@@ -1,7 +1,7 @@
 """Which chunk to ask of which peer: the part of a download that decides. Pure: no I/O, no clock, no randomness.
 
 A chunk is wanted, asked (of one peer; near the end of two), checking (it came and is being hashed and written), saved.
-The driver (fetching.py) tells what happened; the scheduler answers what to ask next:
+The driver (file_download.py) tells what happened; the scheduler answers what to ask next:
 
   - the rarest chunk first, then the order of the file; a fast peer gets more because it comes back for more
   - a few requests in flight on each stream, fewer near the end, so that the last chunks lie with nobody in a queue
