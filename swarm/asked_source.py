@@ -19,7 +19,8 @@ class FetchPolicy:
         stall_s: a peer that sends nothing for so long is left.
         min_rate: bytes/s over ``rate_window_s`` below which a peer is left while others could do its work.
         chunk_s: a peer that brings no whole chunk for so long, over all its streams, is left even when it is the only
-            one: a trickle, or parts that never make a chunk, must not hold a download for ever. 4.7 KB/s bring one in 900 s.
+            one: a trickle, or parts that never make a chunk, must not hold a download for ever. 900 s are
+            4.7 KB/s.
         backoff_s: pause after a failure without any progress; doubles with each further one up to ``backoff_max_s``.
         late_s: silence after which a peer whose speed is unknown is taken to be late.
     """
