@@ -256,7 +256,7 @@ def test_lie_about_a_finished_step(arena: Arena, stage: Stage, timed: Timed) -> 
             dice=random.Random(0),
         )
         with timed():
-            assert await peer._check_a_rival(peer._lanes[0])
+            assert await peer._rivals.check_one(peer._lanes[0])
         assert chosen(arena.bob, arena.bob.identity.peer_id, [slot]) == Take(slot)
 
     arena.run(scenario())
