@@ -335,7 +335,9 @@ def test_a_truncated_stream_is_noticed_and_gone_on_with(rig: Rig, chunk: int) ->
         assert rig.right(stage.store)
         assert stage.report.saved == TOTAL
         assert stage.report.twice <= ANSWER
-        assert len(stage.report.faults) == 1
+        # Before a first whole chunk a cut is what a relay's limit looks like: parts are asked for (R-WIRE-10).
+        limited = chunk == 0
+        assert (stage.report.resumed, len(stage.report.faults)) == (int(limited), int(not limited))
         assert stage.book.banned() == {}
         rig.row(f"stream truncated in chunk {chunk:02}", stage.report, lost_s=seconds - quiet, end="whole")
 
