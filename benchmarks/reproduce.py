@@ -1,7 +1,7 @@
 """The papers' claim on data that anyone can draw: K experts and a router against one dense model of the same FLOPs.
 
     python benchmarks/reproduce.py OUT                          # scale "small": 90 minutes on two cores
-    python benchmarks/reproduce.py OUT --rates                  # three learning rates, both sides; chosen beforehand
+    python benchmarks/reproduce.py OUT --rates                  # learning rates, the same on both sides, beforehand
     python benchmarks/reproduce.py OUT --budget-minutes 30      # as far as half an hour reaches; run again to go on
     python benchmarks/reproduce.py OUT --scale full --device cuda --workers 1
     python benchmarks/reproduce.py OUT --scale small --data DIR # rows of another prepared folder (examples/emoji.py)
@@ -9,7 +9,7 @@
 
 Everything lies in OUT: data, partitions, trained parts, pictures, and one JSON file a cell (cells/). What is there is
 never done again; a worker that is killed loses at most the two minutes since its last checkpoint. Both sides have the
-same network, schedule, EMA and optimiser; the same three rates were tried on both (reproduce_grid.py has every value).
+same network, schedule, EMA and optimiser; the same rates were tried on both (reproduce_grid.py has every value).
 """
 
 from __future__ import annotations

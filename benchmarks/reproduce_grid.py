@@ -113,6 +113,7 @@ SCALES: dict[str, Scale] = {
         train=replace(DEMO.train, steps=400),
         router=ROUTER_TINY,
         dense_batch=256,
+        dense_rates=2.0,
         clusters=(8,),
         strategies=("top-1", "top-2", "top-3", "full", "oracle", "adaptive", "threshold-0.05", "sample", "nucleus-0.9"),
     ),

@@ -1,4 +1,4 @@
-"""`benchmarks/reproduce.py OUT --rates`: the same three learning rates on both sides, before anything is compared.
+"""`benchmarks/reproduce.py OUT --rates`: the same learning rates tried on both sides, before anything is compared.
 
 Short runs of the dense model and of two experts, every rate of the recipe times each of `FACTORS`, all with a seed that
 no cell uses; the factor with the smallest held-out loss is what a side's `*_rates` of the scale should say.
@@ -22,7 +22,7 @@ from paris_swarm.expert.rows import Rows, select_rows
 from paris_swarm.expert.task import ExpertTask
 from paris_swarm.expert.training import StepReport, TrainJob, train
 
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.5, 1.0, 2.0, 4.0)
 SHARE = 3
 """A short run has the scale's steps over this."""
 SEED = 1000

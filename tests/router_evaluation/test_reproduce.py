@@ -29,10 +29,9 @@ def test_every_arm_of_a_seed_has_the_same_training_flops(name):
     for clusters in scale.clusters:
         expert, router = scale.expert_recipe(clusters, 0, FACTS), scale.router_recipe(clusters, 0, FACTS)
         assert expert.train.batch * clusters == dense.train.batch
-        assert (expert.model, replace(expert.train, batch=1, steps=1)) == (
-            dense.model,
-            replace(dense.train, batch=1, steps=1),
-        )
+        same = {"batch": 1, "steps": 1, "lr": 1.0, "matrix_lr": 1.0}  # each side has the rates that suit it best
+        assert (expert.model, replace(expert.train, **same)) == (dense.model, replace(dense.train, **same))
+        assert expert.train.lr / scale.expert_rates == dense.train.lr / scale.dense_rates == scale.train.lr
         whole = clusters * training_flops(expert) + training_flops(router)
         one_step = training_flops(dense) / dense.train.steps
         assert abs(training_flops(dense) - whole) <= 0.51 * one_step
