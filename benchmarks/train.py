@@ -11,9 +11,11 @@ settings, flushed subnormals) against diffusers' documented step in a plain proc
 One step on either side: forward, backward, gradient clipping, AdamW and EMA, batch 16, captions of 77 x 768. Ours is
 `TrainState.take_step` on rows that are memory-mapped from disk, loader, noising and caption dropout included. Theirs
 is diffusers' documented training step (torch.optim.AdamW, `diffusers.training_utils.EMAModel`, autocast for bf16) on a
-batch that is already in memory. Each side has a process of its own; their steps alternate and medians are compared, so
-a busy machine slows both. `vs_diffusers` is the smallest ratio of the "shipped" cells that ran (of all, where none of
-them did), `loader_share` the largest share of our steps that went into fetching rows.
+batch that is already in memory. Each side has a process of its own; they take turns of a few steps, so a busy machine
+slows both, and medians are compared. The first step of a turn does not count: a virtual machine that gives idle memory
+back to its host makes the side that waited fault its own in again. `vs_diffusers` is the smallest ratio of the
+"shipped" cells that ran (of all, where none of them did), `loader_share` the largest share of our steps that went into
+fetching rows.
 """
 
 from __future__ import annotations
@@ -263,15 +265,21 @@ def side_process(side: str, cell: Cell, threads: int, cpu_seconds: bool) -> Iter
         process.wait()
 
 
-def compare(cell: Cell, steps: int, threads: int, cpu_seconds: bool) -> dict[str, Any]:
-    """Median seconds a step of both sides, steps alternating after two that are not counted."""
+def compare(cell: Cell, steps: int, turn: int, threads: int, cpu_seconds: bool) -> dict[str, Any]:
+    """Median seconds a step of both sides, in turns of so many counted ``steps`` behind one that is not."""
+    taken: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     with (
         side_process("ours", cell, threads, cpu_seconds) as ours,
         side_process("theirs", cell, threads, cpu_seconds) as theirs,
     ):
-        rounds = [(ours(), theirs()) for _ in range(steps + 2)][2:]
-    own = [one["seconds"] for one, _ in rounds]
-    other = [one["seconds"] for _, one in rounds]
+        sides = {"ours": ours, "theirs": theirs}
+        for step in sides.values():
+            step()  # allocates, and compiles where it is asked to
+        for begun in range(0, steps, turn):
+            for side, step in sides.items():
+                step()
+                taken[side] += [step() for _ in range(min(turn, steps - begun))]
+    own, other = ([one["seconds"] for one in taken[side]] for side in sides)
     return {
         "cell": str(cell),
         "setting": SETTINGS[cell.size].name,
@@ -279,7 +287,7 @@ def compare(cell: Cell, steps: int, threads: int, cpu_seconds: bool) -> dict[str
         "theirs_images_per_s": round(BATCH / statistics.median(other), 3),
         "ratio": round(statistics.median(other) / statistics.median(own), 3),
         "ratios": [round(b / a, 3) for a, b in zip(own, other, strict=True)],
-        "loader_share": round(sum(one["loading"] for one, _ in rounds) / sum(own), 5),
+        "loader_share": round(sum(one["loading"] for one in taken["ours"]) / sum(own), 5),
     }
 
 
@@ -287,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", action="append", type=Cell.read, help="SIZE/PRECISION/HOW; may be given again")
     parser.add_argument("--steps", type=int, default=5, help="counted steps a side")
+    parser.add_argument("--turn", type=int, default=3, help="counted steps of one side before the other's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--cpu-seconds",
@@ -307,7 +316,7 @@ def main() -> None:
     ]
     rows: list[dict[str, Any]] = []
     for cell in cells:
-        row = compare(cell, arguments.steps, arguments.threads, arguments.cpu_seconds)
+        row = compare(cell, arguments.steps, arguments.turn, arguments.threads, arguments.cpu_seconds)
         rows.append(row)
         if not arguments.json:
             print(

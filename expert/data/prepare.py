@@ -163,10 +163,11 @@ def prepare(
         "part": None if part is None else [part.index, part.of],
     }
     unfinished = UnfinishedFolder(out, settings)
-    others = tuple(unfinished.others())
-    resumed = len(unfinished.records)
     seconds: dict[str, float] = {}
     try:
+        unfinished.take()
+        others = tuple(unfinished.others())
+        resumed = len(unfinished.records)
         if not unfinished.whole:
             maker = ShardMaker(unfinished.path, encoders, only, strict=strict, workers=workers)
             run.make(maker, unfinished, count, on_progress or _silent)

@@ -46,26 +46,38 @@ class ShardRecord:
 
 
 class UnfinishedFolder:
-    """A run's folder, held by this process alone. ``records`` are the shards that an earlier run finished, in order.
+    """A run's folder. Nothing is touched before `take`; ``records`` are the shards that an earlier run finished.
 
-    Raises PrepareError: another process works on it. OSError.
+    `take` belongs inside the ``try`` whose ``finally`` calls `leave`: whatever moment the run is cut short at, a folder
+    without a finished shard goes, and one that is another process's stays.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         name = blake3_hex(json.dumps(settings, sort_keys=True).encode())[:12]
         self._out = out
+        self._settings = dict(settings)
+        self._lock: IO[bytes] | None = None
+        self._held = False
         self.path = out.parent / f".{out.name[:100]}.{name}.partial"
-        out.parent.mkdir(parents=True, exist_ok=True)
+        self.records: list[ShardRecord] = []
+
+    def take(self) -> None:
+        """Make the folder or find it again, and hold it alone.
+
+        Raises PrepareError: another process works on it. OSError.
+        """
+        self._out.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir(exist_ok=True)
-        self._lock: IO[bytes] = open(self.path / _LOCK, "ab")  # noqa: SIM115 (held until the run ends)
+        self._lock = open(self.path / _LOCK, "ab")  # noqa: SIM115 (held until the run ends)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
-            raise PrepareError(f"another prepare with the same settings is writing {out}: wait for it") from error
-        if not (self.path / SETTINGS).exists() and not self.whole:
-            atomic_write_json(self.path / SETTINGS, dict(settings))
+            why = f"another prepare with the same settings is writing {self._out}: wait for it"
+            raise PrepareError(why) from error
+        self._held = True
         self.records = list(self._read_records())
+        if not (self.path / SETTINGS).exists() and not self.whole:
+            atomic_write_json(self.path / SETTINGS, self._settings)
 
     @property
     def whole(self) -> bool:
@@ -89,23 +101,31 @@ class UnfinishedFolder:
             if path.name not in kept:
                 path.unlink()
         put_in_place(self.path, self._out)
-        self._lock.close()
+        self._let_go()
 
     def leave(self) -> None:
         """Let go of the folder; it goes with whatever is in it where no shard was finished."""
-        if not self.records and not self.whole:
+        if not self._held:  # refused, or cut short on the way: nothing in it is ours
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        elif not self.whole and not any(self.path.glob("shard-*.json")):  # as on disk: reading them may be cut short
             shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self._let_go()
 
     def discard(self) -> None:
         """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self._let_go()
 
     def others(self) -> list[Path]:
         """Unfinished folders of the same output with other settings."""
         found = self.path.parent.glob(f".{self._out.name[:100]}.????????????.partial")
         return sorted(path for path in found if path != self.path)
+
+    def _let_go(self) -> None:
+        self._held = False
+        if self._lock is not None:
+            self._lock.close()
 
     def _record(self, number: int) -> Path:
         return self.path / f"shard-{number:05d}.json"

@@ -147,13 +147,31 @@ def test_a_damaged_record_costs_its_shard_and_nothing_else(source: Path, tmp_pat
 
 
 def test_two_runs_at_once_do_not_share_a_folder(source: Path, tmp_path: Path) -> None:
-    first = UnfinishedFolder(tmp_path / "data", {"a": 1})
+    first, second, other = (UnfinishedFolder(tmp_path / "data", {"a": value}) for value in (1, 1, 2))
+    first.take()
     with pytest.raises(PrepareError, match="another prepare"):
-        UnfinishedFolder(tmp_path / "data", {"a": 1})
-    UnfinishedFolder(tmp_path / "data", {"a": 2}).leave()
+        second.take()
+    second.leave()
+    assert first.path.is_dir(), "a run that was refused leaves the other's folder alone"
+    other.take()
+    other.leave()
     first.leave()
-    UnfinishedFolder(tmp_path / "data", {"a": 1}).leave()
+    second.take()
+    second.leave()
     assert not list(tmp_path.glob(".data*"))
+
+
+@pytest.mark.parametrize("cut_in", ["atomic_write_json", "blake3_hex", "UnfinishedFolder._read_records"])
+def test_a_run_that_is_cut_short_while_it_takes_its_folder_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_in: str
+) -> None:
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"paris_swarm.expert.data.unfinished.{cut_in}", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out" / "data")
+    assert not list(tmp_path.glob("out/.data*"))
 
 
 def test_skipped_rows_are_counted_and_the_first_are_named(
