@@ -78,7 +78,7 @@ SETTINGS = {
     "large": Setting("d=768, depth 12, 256 tokens", 768, 12, 12, 32),
     "smoke": Setting("d=64, depth 2, 16 tokens", 64, 2, 2, 8),
 }
-HOWS = ("eager", "compiled", "shipped")
+HOWS = ("shipped", "eager", "compiled")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -312,24 +312,33 @@ def main() -> None:
     native = pick_precision("auto", torch.device("cpu")) is torch.bfloat16
     precisions = ("fp32", "bf16") if native else ("fp32",)
     cells = arguments.cell or [
-        Cell(size, precision, how) for size in ("small", "large") for precision in precisions for how in HOWS
+        Cell(size, precision, how) for how in HOWS for size in ("small", "large") for precision in precisions
     ]
     rows: list[dict[str, Any]] = []
+    empty: dict[str, str] = {}
     for cell in cells:
-        row = compare(cell, arguments.steps, arguments.turn, arguments.threads, arguments.cpu_seconds)
+        try:
+            row = compare(cell, arguments.steps, arguments.turn, arguments.threads, arguments.cpu_seconds)
+        except (RuntimeError, BrokenPipeError) as error:  # a side died: no compiler, no memory; its words are above
+            empty[str(cell)] = str(error)
+            print(f"{cell!s:22} no figure: {error}", file=sys.stderr, flush=True)
+            continue
         rows.append(row)
-        if not arguments.json:
-            print(
-                f"{row['cell']:22} ours {row['ours_images_per_s']:8.2f} img/s  "
-                f"diffusers {row['theirs_images_per_s']:8.2f} img/s  "
-                f"ratio {row['ratio']:.2f}  loader {100 * row['loader_share']:.2f} %",
-                flush=True,
-            )
+        print(
+            f"{row['cell']:22} ours {row['ours_images_per_s']:8.2f} img/s  "
+            f"diffusers {row['theirs_images_per_s']:8.2f} img/s  "
+            f"ratio {row['ratio']:.2f}  loader {100 * row['loader_share']:.2f} %",
+            file=sys.stderr if arguments.json else sys.stdout,
+            flush=True,
+        )
+    if not rows:
+        sys.exit("no cell has a figure")
     judged = [row for row in rows if row["cell"].endswith("/shipped")] or rows
     answer = {
         "vs_diffusers": min(row["ratio"] for row in judged),
         "loader_share": max(row["loader_share"] for row in rows),
         "detail": rows,
+        "empty": empty,
     }
     if arguments.json:
         print(json.dumps(answer))
