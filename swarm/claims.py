@@ -19,8 +19,8 @@ Rules (docs/architecture.md, "Claims"):
       seen of a rival is never ahead of what the rival says;
   C9  a bare claim (no fresh checkpoint of its holder on that slot) protects nothing where its holder was found to be
       idle, by this reader and for a while (R-REC-13): it let a grace run out; it stood for a whole lease beside
-      ``replicas`` claims with fresh checkpoints, to which it should have yielded; or it claims far more slots than a
-      key may. A fresh checkpoint protects its holder whatever was found.
+      ``replicas`` claims with fresh checkpoints that were there before it, to which it should have yielded; or it
+      claims far more slots than a key may. A fresh checkpoint protects its holder whatever was found.
 """
 
 from __future__ import annotations

@@ -12,6 +12,11 @@ from typing import Literal
 Kind = Literal["checkpoint", "plan", "blob"]
 Direction = Literal["sent", "received"]
 
+MOST_PEERS = 4096
+"""Peers of a direction that are counted one by one: keys cost nothing, and whoever asks for one blob is counted."""
+OTHERS = "others"
+"""All further ones together, in place of a peer id."""
+
 
 @dataclass
 class Tally:
@@ -32,6 +37,8 @@ class Counters:
     def add(self, direction: Direction, peer: str, kind: Kind, *, wire: int, logical: int) -> None:
         """Count one payload that was written to, or read from, the stream in full."""
         table = self.sent if direction == "sent" else self.received
+        if peer not in table and len(table) > 2 * MOST_PEERS:
+            _fold(table)
         tally = table.setdefault(peer, {}).setdefault(kind, Tally())
         tally.count += 1
         tally.wire += wire
@@ -52,3 +59,15 @@ class Counters:
             direction: {peer: {kind: asdict(tally) for kind, tally in kinds.items()} for peer, kinds in table.items()}
             for direction, table in (("sent", self.sent), ("received", self.received))
         }
+
+
+def _fold(table: dict[str, dict[str, Tally]]) -> None:
+    """Count those with the fewest bytes as one; sums stay what they are."""
+    size = {peer: sum(tally.wire for tally in kinds.values()) for peer, kinds in table.items() if peer != OTHERS}
+    others = table.setdefault(OTHERS, {})
+    for peer in sorted(size, key=size.__getitem__)[:-MOST_PEERS]:
+        for kind, tally in table.pop(peer).items():
+            sum_of = others.setdefault(kind, Tally())
+            sum_of.count += tally.count
+            sum_of.wire += tally.wire
+            sum_of.logical += tally.logical

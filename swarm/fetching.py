@@ -9,6 +9,7 @@ chunk has come (relays let 128 KiB through a circuit) it is asked for in parts (
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from paris_swarm.swarm.transport import Stalled, Transport, TransportError
 
 __all__ = ["BadChunk", "Counters", "FetchReport", "fetch_blob", "fetch_files"]
 
+HURRY_S = 30.0
+"""Within which a peer sends a blob (a manifest or a plan, at most 1 MiB) that others may have as well: 35 KB/s."""
+
 
 async def fetch_blob(
     transport: Transport,
@@ -42,6 +46,7 @@ async def fetch_blob(
     on_fault: OnFault | None = None,
     stall_s: float = 10.0,
     within_s: float = FetchPolicy.chunk_s,
+    hurry_s: float = HURRY_S,
     door: Door | None = None,
     book: SourceBook | None = None,
 ) -> bytes:
@@ -51,6 +56,7 @@ async def fetch_blob(
         max_bytes: refused when longer; at most one wire payload.
         addresses: multiaddrs to dial, by peer id, for peers that the network does not know yet.
         within_s: how long one peer may take over it, however much it trickles.
+        hurry_s: the same while there are others to ask; whoever was too slow is asked again after them.
         door: what this node says of itself, and whom it will not ask.
         book: what this node knows of its sources; a liar is written down in it.
 
@@ -62,26 +68,37 @@ async def fetch_blob(
     book = book if book is not None else SourceBook()
     sources = FetchSources(transport, addresses or {}, on_fault, stall_s, door or OpenDoor(), book)
     what = f"blob {digest}"
-    for peer in sorted(dict.fromkeys(peers), key=lambda peer: -book.of(peer).score):
-        if book.of(peer).banned is not None:
-            continue
+    queue = deque((peer, min(hurry_s, within_s)) for peer in book.in_turn(peers) if book.of(peer).banned is None)
+    while queue:
+        peer, limit_s = queue.popleft()
+        if not queue:
+            limit_s = within_s  # there is nobody else
         try:
-            parts = await _blob_parts(sources, peer, digest, min(max_bytes, wire.MAX_PAYLOAD), counters, within_s)
+            parts = await _blob_parts(sources, peer, digest, min(max_bytes, wire.MAX_PAYLOAD), counters, limit_s)
             return await asyncio.to_thread(_opened_blob, peer, what, digest, parts)
+        except _TooSlow as error:
+            if limit_s < within_s:
+                queue.append((peer, within_s))
+            else:
+                sources.note(peer, error)
         except (TransportError, RecordError) as error:
             sources.note(peer, error)
     raise sources.error(what)
 
 
+class _TooSlow(Stalled):
+    """A blob did not come in the time given."""
+
+
 async def _blob_parts(
     sources: FetchSources, peer: str, digest: str, most: int, counters: Counters | None, within_s: float
 ) -> list[wire.Response]:
-    """All of a blob from one peer. Raises as ``Session`` and ``open_stream``, and Stalled when it takes too long."""
+    """All of a blob from one peer. Raises as ``Session`` and ``open_stream``, and _TooSlow when it takes too long."""
     try:
         async with asyncio.timeout(within_s):
             return await _streamed_blob(sources, peer, digest, most, counters)
     except TimeoutError as error:
-        raise Stalled(f"{peer} did not send blob {digest} within {within_s:g} s") from error
+        raise _TooSlow(f"{peer} did not send blob {digest} within {within_s:g} s") from error
 
 
 async def _streamed_blob(
@@ -178,7 +195,7 @@ async def fetch_files(
     book = book if book is not None else SourceBook()
     policy = policy or FetchPolicy(stall_s=stall_s)
     sources = FetchSources(transport, addresses or {}, on_fault, policy.stall_s, door or OpenDoor(), book)
-    use = await asyncio.to_thread(store.use, root)
+    use = store.use(root)
     try:
         await asyncio.to_thread(store.begin, root, entries, kind=kind)
         download = FileDownload(

@@ -16,7 +16,7 @@ from paris_swarm.swarm import wire
 from paris_swarm.swarm.counters import Counters
 from paris_swarm.swarm.fetch_session import BadChunk, Session
 from paris_swarm.swarm.fetch_sources import FetchSources
-from paris_swarm.swarm.incoming_files import open_wanted, save_chunk
+from paris_swarm.swarm.incoming_files import OtherRoots, open_wanted, save_chunk
 from paris_swarm.swarm.partial_file import PartialFile
 from paris_swarm.swarm.parts import IN_FLIGHT, BegunChunks, Part, parts_of
 from paris_swarm.swarm.scheduling import Chunk, ChunkScheduler
@@ -84,7 +84,8 @@ class FileDownload:
     ) -> None:
         self.scheduler = scheduler
         self._store, self._root, self._kind, self._sources = store, root, kind, sources
-        self._counters, self._on_progress, self._report, self._foreign = counters, on_progress, report, foreign
+        self._counters, self._on_progress, self._report = counters, on_progress, report
+        self._elsewhere = OtherRoots(store, root, wanted.values(), foreign)
         self._unopened = dict(wanted)
         self._files: dict[int, PartialFile] = {}
         self._closing, self._closed = threading.Lock(), False
@@ -172,7 +173,7 @@ class FileDownload:
 
     def _open(self, index: int, entry: FileEntry) -> tuple[PartialFile | None, int]:
         """As open_wanted. The thread outlives a download that is given up: what it opens then is let go of at once."""
-        partial, reused = open_wanted(self._store, self._root, entry, self._foreign)
+        partial, reused = open_wanted(self._store, self._root, entry, self._elsewhere)
         if partial is not None:
             with self._closing:
                 self._files[index] = partial

@@ -31,7 +31,6 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequ
 from pathlib import Path
 from typing import Any, Literal
 
-import msgpack  # type: ignore[import-untyped]
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
@@ -45,18 +44,18 @@ from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
 
-from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.invite import peer_address, peer_id_in
 from paris_swarm.swarm import p2pd_launch
 from paris_swarm.swarm.crowd import NEAREST, population
 from paris_swarm.swarm.direct import DIRECT_PROTOCOL
+from paris_swarm.swarm.p2pd_words import one_line, stream_error
 from paris_swarm.swarm.peer_streams import PeerStreams
+from paris_swarm.swarm.raw_record import passes
 from paris_swarm.swarm.relay_limit import HOP_PROTOCOL, circuit_bytes
+from paris_swarm.swarm.searches import Searches
 from paris_swarm.swarm.socket_stream import BareSocket, SocketStream, taken_over
 from paris_swarm.swarm.transport import (
     FILE_PROTOCOL,
-    NotHeld,
-    PeerNotFound,
     RecordCheck,
     Stalled,
     Stream,
@@ -73,8 +72,6 @@ MAX_SUBKEYS = 256
 """Records under one key that a node keeps; further signers are refused while these leases run (R-DHT-8)."""
 MAX_RECORDS = 32_768
 """Records that a node keeps in all, beyond which only keys with less than their share take in more (R-DHT-8)."""
-MAX_RAW_RECORD = 8192
-"""Bytes of a packed value before it is decoded; the records themselves are at most 4 KiB."""
 REPLICAS = 5
 """Other nodes that a record is stored on."""
 
@@ -152,26 +149,7 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
         self._check = check
 
     def validate(self, record: DHTRecord) -> bool:
-        try:
-            if not isinstance(record.value, bytes) or len(record.value) > MAX_RAW_RECORD or len(record.subkey) > 256:
-                raise ValueError("not bytes, or too many")
-            if not isinstance(record.expiration_time, float) or not math.isfinite(record.expiration_time):
-                raise ValueError("the expiration is not a finite number")
-            subkey, value = _unpack(record.subkey), _unpack(record.value)
-            if not isinstance(subkey, str) or not isinstance(value, bytes):
-                raise ValueError("not a str subkey with bytes")
-        except Exception as error:  # noqa: BLE001 - msgpack raises anything on hostile bytes, and all of it is a refusal
-            log.debug("refused a malformed record: %s", error)
-            return False
-        try:
-            self._check(record.key, subkey, value, record.expiration_time)
-        except RecordError as error:
-            log.debug("refused a record: %s", error)
-            return False
-        except Exception:
-            log.exception("the record check failed; the record was refused")
-            return False
-        return True
+        return passes(self._check, record.key, record.subkey, record.value, record.expiration_time)
 
 
 class _RecordGuard:
@@ -384,7 +362,7 @@ class HivemindTransport:
         self._streams = PeerStreams(self._open, direct=direct)
         self._known: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._searches: set[asyncio.Task[Any]] = set()
+        self._searches = Searches()
         self._alone = asyncio.Event()
         self._closing = False
         self.unreachable_seeds: dict[str, str] = {}
@@ -512,7 +490,9 @@ class HivemindTransport:
             return bool(await protocol.call_store(peer, [place], [packed], [until], [subkey]) == [True])
 
         async with self._lookup(f"storing {key}"):
-            found = await self._search(self._node.find_nearest_nodes([place], k_nearest=_CANDIDATES, exclude_self=True))
+            found = await self._searches.run(
+                self._node.find_nearest_nodes([place], k_nearest=_CANDIDATES, exclude_self=True)
+            )
             candidates, accepted = list(found[place].values()), 0
             while candidates and accepted < REPLICAS:
                 batch, candidates = candidates[: REPLICAS - accepted], candidates[REPLICAS - accepted :]
@@ -522,7 +502,7 @@ class HivemindTransport:
     async def get(self, key: str) -> dict[str, tuple[bytes, float]]:
         node = self._need_joined()
         async with self._lookup(f"reading {key}"):
-            found = await self._search(node.get(key, latest=True))
+            found = await self._searches.run(node.get(key, latest=True))
         if found is None or not isinstance(found.value, dict):
             return {}
         return {
@@ -530,18 +510,6 @@ class HivemindTransport:
             for subkey, item in found.value.items()
             if isinstance(subkey, str) and isinstance(item.value, bytes) and item.expiration_time > time.time()
         }
-
-    async def _search(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """What a search of hivemind's finds. It goes on when the caller is cancelled; ``close`` ends it."""
-        search = asyncio.create_task(work)
-        self._searches.add(search)
-        search.add_done_callback(self._searched)
-        return await asyncio.shield(search)
-
-    def _searched(self, search: asyncio.Task[Any]) -> None:
-        self._searches.discard(search)
-        if not search.cancelled() and (error := search.exception()) is not None:
-            log.debug("a search failed: %s", error)
 
     @contextlib.asynccontextmanager
     async def _lookup(self, what: str) -> AsyncIterator[None]:
@@ -573,11 +541,7 @@ class HivemindTransport:
         try:
             return await self._control.open_stream(peer_id, protocol)
         except P2PDaemonError as error:
-            if "protocols not supported" in str(error):
-                raise NotHeld(f"peer {peer_id} serves no files") from error
-            if "routing: not found" in str(error) or "failed to find any peer" in str(error):
-                raise PeerNotFound(f"nobody we are connected to knows an address of peer {peer_id}") from error
-            raise Unreachable(f"peer {peer_id} does not answer: {_first_line(error)}") from error
+            raise stream_error(peer_id, error) from error
 
     async def _incoming(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -600,7 +564,7 @@ class HivemindTransport:
         try:
             await self._control.request(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=target))
         except P2PDaemonError as error:
-            raise Unreachable(f"nobody answers as this peer at {address}: {_first_line(error)}") from error
+            raise Unreachable(f"nobody answers as this peer at {address}: {one_line(error)}") from error
         self._learn({peer_id: address})
         self.unreachable_seeds.pop(address, None)
         return peer_id
@@ -666,9 +630,8 @@ class HivemindTransport:
             self._node.is_alive = False
         await self._streams.close()
         self._p2p.fail_calls()
-        if self._searches:  # every call they wait for has failed: they end by themselves
-            await asyncio.wait(self._searches, timeout=_SEARCH_END_S)
-        await _ended(self._p2p, (*self._tasks, *self._searches))
+        await self._searches.settle(_SEARCH_END_S)  # every call they wait for has failed: they end by themselves
+        await _ended(self._p2p, (*self._tasks, *self._searches.tasks))
 
     # ---- staying connected
 
@@ -686,7 +649,7 @@ class HivemindTransport:
         if self._contacts():
             with contextlib.suppress(TimeoutError, P2PDaemonError, P2PHandlerError):
                 async with asyncio.timeout(_LOOKUP_S):
-                    await self._search(node.find_nearest_nodes([node.node_id]))
+                    await self._searches.run(node.find_nearest_nodes([node.node_id]))
 
     async def _watch(self) -> None:
         """Keep the routing table filled: at once when it is empty, now and then for known peers missing from it."""
@@ -754,17 +717,3 @@ async def _stream_over(
     except ValueError:
         address = ""
     return SocketStream(peer_id, BareSocket(peer_id, sock, early), remote=address)
-
-
-def _unpack(raw: bytes) -> object:
-    unpacked: object = msgpack.unpackb(raw, raw=False, ext_hook=_refuse_extension, strict_map_key=True)
-    return unpacked
-
-
-def _refuse_extension(code: int, data: bytes) -> object:
-    raise ValueError(f"msgpack extension {code}")
-
-
-def _first_line(error: Exception) -> str:
-    """p2pd's message on one line: what it tried, without its indentation."""
-    return "; ".join(part.strip(" *") for part in str(error).splitlines() if part.strip())[:400]

@@ -64,6 +64,8 @@ class OwnCheckpoints:
         while root is not None:
             manifest = self.stored_manifest(root)
             if manifest is None:
+                if root == origin:  # somebody else's, and no longer here: what we published since is what matters
+                    return found or origin
                 break
             if found is None and manifest.step <= step:
                 found = root
@@ -76,6 +78,15 @@ class OwnCheckpoints:
         """Keep a root's files in the store until `forget_older` or `release`: they are still to be checked and used."""
         if root not in self._uses:
             self._uses[root] = self._store.use(root)
+
+    def drop(self, root: str) -> None:
+        """Let go of a root's files that are of no use to anybody; kept where another process is at work on them."""
+        if use := self._uses.pop(root, None):
+            use.release()
+        try:
+            self._store.delete(root, blob=False)
+        except (InUse, ValueError, OSError) as error:
+            log.info("kept %s: %s", root[:12], error)
 
     def release(self) -> None:
         """This node is closed: another process may let go of what it used."""

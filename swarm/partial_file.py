@@ -6,6 +6,7 @@ chunks in flight and nothing else. The map is a hint: a download that goes on ha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.manifest import FileEntry
-from paris_swarm.swarm.store_locks import InUse, lock_descriptor
+from paris_swarm.swarm.store_locks import InUse, lock_descriptor, unlock_descriptor
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class PartialFile:
         self._lock = threading.Lock()
         self._held: set[int] = set()
         self._finished = False
+        self._ours = False
+        """Locked, and its chunks known: what is beyond them may be given back."""
         self._unsynced = 0
         self._flushing: threading.Thread | None = None
         self._flush_error: OSError | None = None
@@ -74,6 +77,7 @@ class PartialFile:
             os.ftruncate(self._map_fd, size)
             for place in range(size):
                 self._write_map(place)
+            self._ours = True
         except BaseException:
             self.close()
             raise
@@ -173,8 +177,18 @@ class PartialFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; what was written stays for the next time."""
+        """Let go of the file; what was written stays for the next time, and may still be on its way to the disk. Space
+        that was reserved and not come to use is given back: sources that name large files and send none would fill
+        the disk with it.
+        """
         with self._lock:
+            if self._fd >= 0 and self._ours and not self._finished:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, max((index * CHUNK + self.size(index) for index in self._held), default=0))
+            # A flush under way has a duplicate, and would keep the lock for as long as the disk takes. It need not: it
+            # writes nothing that is not in the file already.
+            if self._fd >= 0:
+                unlock_descriptor(self._fd)
             for descriptor in (self._fd, self._map_fd):
                 if descriptor >= 0:
                     os.close(descriptor)

@@ -85,14 +85,14 @@ class ChunkScheduler:
         return True
 
     def ready(self, now: float) -> list[str]:
-        """Peers to open a stream to now, best first; at most as many as may still be engaged."""
+        """Peers to open a stream to now, in their turn; at most as many as may still be engaged."""
         room = self.policy.sources - sum(source.engaged for source in self._sources.values())
         able = [
             peer
             for peer, source in self._sources.items()
             if not source.engaged and source.retry_at <= now and self._useful(peer, source)
         ]
-        return sorted(able, key=lambda peer: -self.book.of(peer).score)[: max(0, room)]
+        return self.book.in_turn(able)[: max(0, room)]
 
     def next_retry(self, now: float) -> float | None:
         """Seconds until a peer that failed may be tried again; None when there is none to wait for."""

@@ -38,17 +38,23 @@ no reading again, and no peer that asks for parts of many puts out those of anot
 MAX_REFUSED = 64
 MAX_REFUSED_PER_PEER = 4
 """Streams beyond the limits that are answered "busy", in all and per peer; and streams that have not greeted yet."""
+GREETING_YIELDS_S = 2.0
+"""After which a stream that has not greeted gives its place up, when all such places are taken: a greeting comes with
+the opening, and a few keys that never greet must not keep everybody else out.
+"""
 
 
 @dataclass(frozen=True)
 class ServingLimits:
-    """streams: at once, in all and per peer. idle_s: without a request. stall_s: for a reader to take one piece.
+    """streams: at once, in all and per peer. idle_s: without a request; yield_s: the same when all places are taken and
+    another peer needs one. stall_s: for a reader to take one piece.
     upload, upload_per_peer: bytes/s of payloads; None: no limit. compress: see encoding.Compress.
     """
 
     streams: int = 32
     streams_per_peer: int = 4
     idle_s: float = 120.0
+    yield_s: float = 5.0
     stall_s: float = 30.0
     upload: float | None = None
     upload_per_peer: float | None = None
@@ -72,6 +78,10 @@ def serve_files(
     greeting: Counter[str] = Counter()
     served: Counter[str] = Counter()
     refused: Counter[str] = Counter()
+    arriving: dict[Stream, float] = {}
+    # Streams that only wait for a request, and since when, the longest first: where all places are taken that one gives
+    # up its own. Otherwise a few keys that ask for something now and then would keep everybody else out.
+    resting: dict[Stream, float] = {}
     gate = UploadGate(total=bounds.upload, per_peer=bounds.upload_per_peer)
     compression = Compression(bounds.compress)
     recent = RecentChunks(store)
@@ -81,18 +91,28 @@ def serve_files(
 
     async def handle(peer_id: str, stream: Stream) -> None:
         admits = door or OpenDoor()
-        connection = _Connection(peer_id, stream, recent, one_part, counters, bounds, admits, gate, compression)
+        connection = _Connection(
+            peer_id, stream, recent, one_part, counters, bounds, admits, gate, compression, resting
+        )
         try:
-            if greeting.total() >= MAX_REFUSED or greeting[peer_id] >= MAX_REFUSED_PER_PEER:
+            if greeting[peer_id] >= MAX_REFUSED_PER_PEER or (
+                greeting.total() >= MAX_REFUSED and not await _made_room(arriving, GREETING_YIELDS_S)
+            ):
                 return
-            with _place(greeting, peer_id):
-                if not await connection.greet():
-                    return
+            arriving[stream] = asyncio.get_running_loop().time()
+            try:
+                with _place(greeting, peer_id):
+                    if not await connection.greet():
+                        return
+            finally:
+                arriving.pop(stream, None)
         except (RecordError, TransportError) as error:
             log.info("stream from %s ended: %s", peer_id, error)
             return
         try:
-            busy = served.total() >= bounds.streams or served[peer_id] >= bounds.streams_per_peer
+            busy = served[peer_id] >= bounds.streams_per_peer or (
+                served.total() >= bounds.streams and not await _made_room(resting, bounds.yield_s)
+            )
             if busy and (refused.total() >= MAX_REFUSED or refused[peer_id] >= MAX_REFUSED_PER_PEER):
                 return
             with _place(refused if busy else served, peer_id):
@@ -114,6 +134,16 @@ def _place(places: Counter[str], peer_id: str) -> Iterator[None]:
         places[peer_id] -= 1
         if not places[peer_id]:
             del places[peer_id]
+
+
+async def _made_room(waiting: dict[Stream, float], after_s: float) -> bool:
+    """End the stream that we have waited for longest, if it is ``after_s`` already; its place is another's then."""
+    longest = next(iter(waiting), None)
+    if longest is None or asyncio.get_running_loop().time() - waiting[longest] < after_s:
+        return False
+    del waiting[longest]
+    await longest.close()
+    return True
 
 
 class RecentChunks:
@@ -164,6 +194,8 @@ class _Connection:
     door: Door
     gate: UploadGate
     compression: Compression
+    resting: dict[Stream, float]
+    doing: set[str] = field(default_factory=set)
     reader: wire.RequestReader = field(default_factory=wire.RequestReader)
 
     async def greet(self) -> bool:
@@ -176,6 +208,8 @@ class _Connection:
     async def run(self, *, busy: bool) -> None:
         """Answer requests in order; while one response is being written, the next one is prepared."""
         upcoming = asyncio.create_task(self._next(self.reader, busy=busy))
+        if not busy:
+            self.resting[self.stream] = asyncio.get_running_loop().time()
         try:
             while (item := await upcoming) is not None:
                 response, kind = item
@@ -183,10 +217,12 @@ class _Connection:
                     await self._write(response.header())
                     return
                 upcoming = asyncio.create_task(self._next(self.reader, busy=False))
-                await self._send(response, kind)
+                with self._at_work("sending"):
+                    await self._send(response, kind)
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+            self.resting.pop(self.stream, None)
 
     async def _next(self, reader: wire.RequestReader, *, busy: bool) -> tuple[wire.Response, Kind] | None:
         """Read one request and prepare its response; None when the peer has nothing more to ask."""
@@ -203,8 +239,21 @@ class _Connection:
             return wire.Response(wire.Status.BUSY), "blob"
         request = requests[0]
         part = request.kind == wire.RequestKind.CHUNK and (request.offset > 0 or request.length < wire.MAX_PAYLOAD)
-        async with self.one_part if part else nullcontext():
-            return await asyncio.to_thread(self._answer, request)
+        with self._at_work("preparing"):
+            async with self.one_part if part else nullcontext():
+                return await asyncio.to_thread(self._answer, request)
+
+    @contextmanager
+    def _at_work(self, what: str) -> Iterator[None]:
+        """The stream does not wait for a request, or not only: another one is prepared while one is being sent."""
+        self.doing.add(what)
+        self.resting.pop(self.stream, None)
+        try:
+            yield
+        finally:
+            self.doing.discard(what)
+            if not self.doing:
+                self.resting[self.stream] = asyncio.get_running_loop().time()
 
     async def _send(self, response: wire.Response, kind: Kind) -> None:
         await self._write(response.header())

@@ -70,6 +70,10 @@ class Sightings:
         """(slot, author) -> until (Unix s) when what the author announces there keeps nobody from it; R-REC-11."""
         self._beside: dict[tuple[str, str], float] = {}
         """(slot, claimant) -> since when its bare claim is seen beside checkpoints that others keep making (C9)."""
+        self._came_to: dict[tuple[str, str], frozenset[str]] = {}
+        """(slot, claimant) -> who had a checkpoint there when its claim was first seen here (C9)."""
+        self._beside_only: dict[str, tuple[str, frozenset[str]]] = {}
+        """peer found idle for standing beside others -> (slot, those others)."""
         self._idle: dict[str, float] = {}
         """peer -> until (Unix s) when no bare claim of it protects a slot (C9)."""
 
@@ -127,6 +131,7 @@ class Sightings:
             for peer in [peer for peer in seen if not self._is_claiming(slot, peer, now)]:
                 del seen[peer]  # a claimant that went away starts anew when it comes back
                 self._beside.pop((slot, peer), None)
+                self._came_to.pop((slot, peer), None)
             self._credit_authors(slot, now)
             if slot in read:
                 self._find_idle(slot, now)
@@ -140,6 +145,7 @@ class Sightings:
         self._suspected = {author: until for author, until in self._suspected.items() if until > now}
         self._doubted = {digest: until for digest, until in self._doubted.items() if until > now}
         self._idle = {peer: until for peer, until in self._idle.items() if until > now}
+        self._beside_only = {peer: found for peer, found in self._beside_only.items() if peer in self._idle}
 
     def _credit_authors(self, slot: str, now: float) -> None:
         """Credit each root to the author seen with it first, in one reading to the earlier sequence, and from then on.
@@ -161,25 +167,30 @@ class Sightings:
         view = self._view(slot, self._made(slot, now))
         policy = self._policy
         live = view.live(now)
-        working = [peer for peer in live if view.fresh(peer, now, policy)]
+        working = frozenset(peer for peer in live if view.fresh(peer, now, policy))
         allowed = policy.slots_per_key + SQUATTED
         for peer in live:
+            came_to = self._came_to.setdefault((slot, peer), working)
             if peer == self._own or peer in working:
                 self._beside.pop((slot, peer), None)
                 continue
-            if self._idle.get(peer, 0.0) > now + self._policy.lease_s:
-                continue  # known
-            if len(working) >= policy.replicas:
+            if self._idle.get(peer, 0.0) > now + policy.lease_s and peer not in self._beside_only:
+                continue  # known, and for good
+            # Nobody yields to who came later: rubbish announced beside a newcomer must not cost it its grace.
+            should_yield_to = working & came_to
+            if len(should_yield_to) >= policy.replicas:
                 beside = now - self._beside.setdefault((slot, peer), now)
             else:
                 self._beside.pop((slot, peer), None)
                 beside = 0.0
-            if (
-                beside >= policy.lease_s
-                or now - view.first_seen.get(peer, now) >= policy.first_checkpoint_grace_s
-                or (slot != ROUTER and len(self._too_many(peer, now)) > allowed)
+            if now - view.first_seen.get(peer, now) >= policy.first_checkpoint_grace_s or (
+                slot != ROUTER and len(self._too_many(peer, now)) > allowed
             ):
                 self._idle[peer] = now + self._horizon_s
+                self._beside_only.pop(peer, None)
+            elif beside >= policy.lease_s:
+                self._idle[peer] = now + self._horizon_s
+                self._beside_only[peer] = (slot, should_yield_to)
 
     # ---- claims ---------------------------------------------------------------
 
@@ -275,18 +286,34 @@ class Sightings:
             key=order,
         )
 
-    def doubt(self, candidate: Candidate, why: Exception, now: float) -> None:
+    def doubt(self, candidate: Candidate, why: Exception, now: float) -> bool:
         """Leave an announcement out of account: for good when what it announces was refused, for two leases when
         nobody served it, or somebody served other bytes.
 
         For two leases and the time that a claim may run, nothing else that its author announces for this slot keeps
         anybody from the slot either: one key could announce rubbish faster than anyone can refute it (R-REC-11).
+
+        Returns:
+            Whether it was refused for good.
         """
         refused = isinstance(why, _REFUSED_FOR_GOOD)
         self._doubted[candidate.digest] = math.inf if refused else now + 2 * self._policy.lease_s
         author = candidate.announcement.author
         if author != self._own:
             self._suspected[(candidate.slot, author)] = now + self._horizon_s
+            self._take_back(candidate.slot, author)
+        return refused
+
+    def _take_back(self, slot: str, author: str) -> None:
+        """What was found of those who stood beside this author, whose word is not believed any more (C9)."""
+        for peer, (where, others) in list(self._beside_only.items()):
+            if where == slot and author in others:
+                del self._beside_only[peer]
+                self._idle.pop(peer, None)
+        for place, others in self._came_to.items():
+            if place[0] == slot and author in others:
+                self._came_to[place] = others - {author}
+                self._beside.pop(place, None)
 
     def _is_doubted(self, holding: Holding, now: float) -> bool:
         return bool(self._doubted) and self._doubted.get(blake3_hex(holding.announcement.encode()), 0.0) > now

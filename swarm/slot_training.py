@@ -122,7 +122,7 @@ class SlotTraining:
                 folder = await self._verified.fetch(candidate)
                 await node.hold(slot, candidate.envelope)
             except (RecordError, TransportError) as error:
-                node.doubt(candidate, error)
+                node.refute(candidate, error)
                 log.warning("checkpoint %s of slot %s refused: %s", announcement.root[:12], slot, error)
                 continue
             return folder, announcement.root
@@ -140,7 +140,8 @@ class SlotTraining:
         if before is not None and event.step <= before:
             return parent
         meta: dict[str, Any] = {"step": event.step, "parent": parent}
-        if event.facts and before is not None:
+        # Steps before the facts' own first were trained otherwise: no audit could take them all in one way (R-PROV-5).
+        if event.facts and before is not None and event.facts.get("from_step", 0) <= before:
             meta["provenance"] = {**event.facts, "from_step": before, "to_step": event.step}
         manifest, data, root = await asyncio.to_thread(build_manifest, event.folder, event.files, slot, meta=meta)
         node.files.note_root(root)  # before it lies in the store, where other swarms of this home would serve it

@@ -6,13 +6,18 @@ One book lasts as long as the node: what a peer did in one download decides how 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from paris_swarm.dht_schemas.digest import CHUNK
 from paris_swarm.swarm.wire import PART
 
 _PARTS_A_STREAM = 8
 """Parts to fit into what a stream was seen to carry: what the end of one costs is half a part on average."""
+_KEPT = 4096
+"""Peers, banned and not, that a book keeps of either sort when there are many: keys cost nothing, nodes run for months.
+"""
 _NEW_WEIGHT = 0.3
 """Weight of the newest sample in the running averages of speed and success."""
 
@@ -32,7 +37,7 @@ class SourceRecord:
 
     @property
     def score(self) -> float:
-        """Success times speed; a peer not tried yet comes first, so that it gets its chance."""
+        """Success times speed; infinite for a peer not tried yet."""
         return math.inf if self.rate is None and self.success == 1.0 else self.success * (self.rate or 1.0)
 
 
@@ -44,7 +49,30 @@ class SourceBook:
 
     def of(self, peer: str) -> SourceRecord:
         """The record of a peer, made when there is none."""
-        return self.records.setdefault(peer, SourceRecord())
+        record = self.records.get(peer)
+        if record is None:
+            if len(self.records) >= 4 * _KEPT:
+                self._forget()
+            record = self.records[peer] = SourceRecord()
+        return record
+
+    def _forget(self) -> None:
+        """Keep those that lied last, and those that brought most: what never brought anything comes back as it was."""
+        liars = [peer for peer, record in self.records.items() if record.banned is not None][-_KEPT:]
+        others = [peer for peer, record in self.records.items() if record.banned is None]
+        others = sorted(others, key=lambda peer: self.records[peer].chunks)[-_KEPT:]
+        kept = {*liars, *others}
+        self.records = {peer: record for peer, record in self.records.items() if peer in kept}
+
+    def in_turn(self, peers: Iterable[str]) -> list[str]:
+        """Peers in the order in which to ask them: the best of those that brought something and one that was never
+        asked in turn. Many keys that were never asked must not keep one that is known to be good waiting.
+        """
+        ranked = sorted(dict.fromkeys(peers), key=lambda peer: -self.of(peer).score)
+        known = [peer for peer in ranked if self.of(peer).rate is not None]
+        others = [peer for peer in ranked if self.of(peer).rate is None]
+        pairs = zip_longest(known, others)
+        return [peer for pair in pairs for peer in pair if peer is not None]
 
     def delivered(self, peer: str, size: int, seconds: float) -> None:
         """A chunk of ``size`` bytes came ``seconds`` after it was due."""

@@ -10,11 +10,13 @@
 
 The store trusts no byte it reads back: a chunk is hashed before it is served, a chunk map is only a hint which chunks
 of a partial file to hash when a download goes on. A file that fails its digest is set aside (``*.corrupt-N``), never
-deleted. Everything here blocks: the event loop calls it through ``asyncio.to_thread``.
+deleted. Everything here blocks: the event loop calls it through ``asyncio.to_thread``, but for ``use``, which is short
+and must not be lost with a task that is cancelled while it waits for a thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -193,7 +195,10 @@ class ContentStore:
         index = self._index(root)
         if index is None or file >= len(index[1]) or chunk >= len(index[1][file].chunks):
             return None
-        entry = index[1][file]
+        return self.read_chunk_of(root, index[1][file], chunk)
+
+    def read_chunk_of(self, root: str, entry: FileEntry, chunk: int) -> bytes | None:
+        """The same of a file of which the entry is at hand."""
         path = self._file_path(root, entry.name)
         try:
             with open(path, "rb") as stored:
@@ -208,21 +213,24 @@ class ContentStore:
 
     def chunks_of_other_roots(
         self, root: str, digests: Set[str], *, foreign: Callable[[], Collection[str]] = tuple
-    ) -> dict[str, tuple[str, int, int]]:
-        """Where chunks of these digests lie in whole files of other roots: what ``read_chunk`` takes, by digest.
+    ) -> dict[str, tuple[str, FileEntry, int]]:
+        """Where chunks of these digests lie in whole files of other roots: what ``read_chunk_of`` takes, by digest.
 
-        ``foreign``: roots to leave out. Asked after the roots were listed: what lies here was named there before.
+        ``foreign``: roots to leave out. Asked last: what came meanwhile was named there before it came. Reads every
+        index once.
         """
-        found: dict[str, tuple[str, int, int]] = {}
-        names = [path.name for path in (self.folder / "roots").iterdir()] if digests else []
-        left_out = {root, *foreign()} if names else {root}
-        for name in names:
-            index = self._index(name) if name not in left_out and _DIGEST.fullmatch(name) else None
-            for file, entry in enumerate(index[1] if index is not None else ()):
+        found: dict[str, dict[str, tuple[str, FileEntry, int]]] = {}
+        for name in [path.name for path in (self.folder / "roots").iterdir()] if digests else []:
+            index = self._index(name) if name != root and _DIGEST.fullmatch(name) else None
+            for entry in index[1] if index is not None else ():
                 shared = [(digest, chunk) for chunk, digest in enumerate(entry.chunks) if digest in digests]
                 if shared and self._whole(name, entry):
-                    found.update({digest: (name, file, chunk) for digest, chunk in shared})
-        return found
+                    found.setdefault(name, {}).update({digest: (name, entry, chunk) for digest, chunk in shared})
+        left_out = foreign() if found else ()
+        places: dict[str, tuple[str, FileEntry, int]] = {}
+        for name, theirs in found.items():
+            places.update(theirs if name not in left_out else {})
+        return places
 
     def verify(self, root: str) -> list[str]:
         """Hash every whole file; the names of those that fail, which are set aside."""
@@ -259,8 +267,10 @@ class ContentStore:
             OSError: no space on the disk (ENOSPC), or none below the store's limit (EDQUOT).
         """
         path = self._root_path(root) / "partial" / check_file_name(entry.name)
-        if self.limit is not None and not path.exists():
+        if self.limit is not None:
             used = self.used_bytes()
+            with contextlib.suppress(FileNotFoundError):
+                used -= path.stat().st_size
             if used + entry.length > self.limit:
                 raise OSError(
                     errno.EDQUOT,
@@ -287,7 +297,7 @@ class ContentStore:
         return Use(self._in_use_path(root))
 
     def used_bytes(self) -> int:
-        """Bytes of the files here: whole ones, and half-fetched ones at the length they will have."""
+        """Bytes of the files here: whole ones, those being fetched at their full length, what came of others."""
         found = 0
         for part in ("files", "partial"):
             for path in (self.folder / "roots").glob(f"*/{part}/*"):

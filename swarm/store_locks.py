@@ -26,6 +26,12 @@ def lock_descriptor(descriptor: int) -> bool:
     return True
 
 
+def unlock_descriptor(descriptor: int) -> None:
+    """Let go of an open file's lock, whatever duplicates of the descriptor there are; no error when it had none."""
+    with contextlib.suppress(OSError):  # closing all of them does the same
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold the lock at ``path`` exclusively, waiting for it: for changes that take milliseconds."""
@@ -57,6 +63,9 @@ class Use:
         except BlockingIOError as error:
             self.release()
             raise InUse(f"{path.name} is being deleted; run the same command again") from error
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let go; may be called twice."""

@@ -44,7 +44,7 @@ class VerifiedCheckpoints:
         try:
             await self.fetch(candidate)
         except (RecordError, TransportError) as error:
-            self._node.doubt(candidate, error)
+            self._node.refute(candidate, error)
         except (InUse, OSError) as error:  # not the checkpoint's fault
             log.warning("cannot check %s: %s", candidate.announcement.root[:12], error)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -10,9 +11,13 @@ from test_peer_life import FILES, make_plan
 from worlds import run
 
 from paris_swarm.dht_schemas.manifest import build_manifest
+from paris_swarm.dht_schemas.provenance import Environment
 from paris_swarm.swarm.home import Home
+from paris_swarm.swarm.lane_state import RunningLane
 from paris_swarm.swarm.memory import MemoryNetwork, MemoryTransport
 from paris_swarm.swarm.node import SwarmNode
+from paris_swarm.swarm.slot_training import SlotTraining
+from paris_swarm.swarm.trainer import TrainedCheckpoint
 
 
 async def started(folder: Path) -> SwarmNode:
@@ -22,6 +27,24 @@ async def started(folder: Path) -> SwarmNode:
     node = SwarmNode(home, identity, transport, make_plan())
     await node.join()
     return node
+
+
+def facts(code: str, since: int) -> dict[str, Any]:
+    """What a trainer with this code says of its training since a step."""
+    environment = Environment(
+        device="cpu",
+        chip="made up",
+        precision="fp32",
+        threads=1,
+        flush_denormal=True,
+        deterministic=False,
+        tf32=False,
+        torch="2",
+        package=code,
+    )
+    rows = {"digest": "ab" * 32, "count": 3}
+    said = {"v": 1, "seed": 0, "recipe": "cd" * 32, "rows": rows, "environment": environment.model_dump()}
+    return {**said, "from_step": since}
 
 
 async def published(node: SwarmNode, scratch: Path, step: int, parent: str | None, *, own: bool = True) -> str:
@@ -61,7 +84,41 @@ def test_a_run_that_began_elsewhere_does_not_claim_our_earlier_one_as_its_parent
         next_one = await published(node, tmp_path / "c", 70, fetched)
         assert node.grown_from("0", 75, fetched) == next_one
         assert node.grown_from("0", 65, fetched) == fetched
+        node.store.delete(fetched)
+        assert node.grown_from("0", 75, fetched) == next_one, "its own, though nobody holds the first parent any more"
+        assert node.grown_from("0", 65, fetched) == fetched
         assert mine not in (node.grown_from("0", 65, fetched), node.grown_from("0", 75, fetched))
+        await node.close()
+
+    run(story())
+
+
+def test_steps_that_other_code_took_are_no_part_of_a_link_that_names_this_one(tmp_path: Path) -> None:
+    """What an earlier run left is published first, under its own facts; where it cannot be, nothing is said."""
+
+    def left(step: int, code: str, since: int) -> TrainedCheckpoint:
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir()
+        for name in FILES:
+            save_file({"w": np.array([step, 0], dtype=np.float32)}, folder / name)
+        return TrainedCheckpoint(step, folder, FILES, 1.0 / step, facts(code, since))
+
+    async def story() -> None:
+        node = await started(tmp_path / "home")
+        training = SlotTraining(node, None, start_trainer=None, local_checkpoint=None, keep_checkpoints=2)  # type: ignore[arg-type]
+        lane = RunningLane("a", ("0",), "0")
+        ten = await training._publish(lane, "0", left(10, "old", 0), None)
+        twenty = await training._publish(lane, "0", left(20, "new", 10), ten)
+        assert twenty is not None and ten is not None
+        said = [manifest.provenance for root in (ten, twenty) if (manifest := node.stored_manifest(root))]
+        told = [(link.from_step, link.to_step, link.environment.package) for link in said if link is not None]
+        assert told == [(0, 10, "old"), (10, 20, "new")]
+        torn = await training._publish(lane, "0", left(40, "newest", 30), twenty)
+        assert torn is not None
+        manifest = node.stored_manifest(torn)
+        assert manifest is not None
+        assert (manifest.parent, manifest.step) == (twenty, 40)
+        assert manifest.provenance is None, "steps 20 to 30 are somebody else's: better no word than a wrong one"
         await node.close()
 
     run(story())

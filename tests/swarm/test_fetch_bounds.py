@@ -16,14 +16,16 @@ from worlds import MemoryWorld, run
 from paris_swarm.dht_schemas.digest import CHUNK, blake3_hex
 from paris_swarm.dht_schemas.errors import DigestMismatch
 from paris_swarm.dht_schemas.manifest import FileEntry, build_manifest
-from paris_swarm.swarm import file_download, partial_file, wire
-from paris_swarm.swarm.fetch_session import SpareMemory
+from paris_swarm.swarm import file_download, partial_file, serving, wire
+from paris_swarm.swarm.counters import Counters
+from paris_swarm.swarm.door import OpenDoor
+from paris_swarm.swarm.fetch_session import Session, SpareMemory
 from paris_swarm.swarm.fetching import FetchReport, fetch_blob
 from paris_swarm.swarm.partial_file import PartialFile
 from paris_swarm.swarm.scheduling import FetchPolicy
-from paris_swarm.swarm.serving import RECENT_CHUNKS, RECENT_PER_PEER, RecentChunks
+from paris_swarm.swarm.serving import RECENT_CHUNKS, RECENT_PER_PEER, RecentChunks, serve_files
 from paris_swarm.swarm.store import ContentStore
-from paris_swarm.swarm.transport import NoSource, Stream
+from paris_swarm.swarm.transport import Busy, NoSource, Stream, StreamClosed
 
 
 def made(folder: Path, files: dict[str, bytes], **meta: Any) -> Checkpoint:
@@ -106,6 +108,35 @@ def test_sources_that_take_turns_at_giving_nothing_do_not_hold_a_download(
     run(scenario())
 
 
+def test_a_blob_does_not_wait_for_one_who_trickles_while_others_may_have_it(
+    memory_world: MemoryWorld, tmp_path: Path
+) -> None:
+    """Holders cost a key each, and all of them would be asked before the honest one, 15 minutes each."""
+    wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, 100)})
+    late_s = 0.6
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            hostile = [(await cast.liar(trickle)).peer_id for _ in range(3)]
+            honest, receiver = await cast.source(wanted), await cast.receiver()
+            serve = serve_files(cast.stores[honest.peer_id], Counters())
+
+            async def late(peer_id: str, stream: Stream) -> None:
+                await asyncio.sleep(late_s)
+                await serve(peer_id, stream)
+
+            bounds = {"max_bytes": CHUNK, "within_s": 60.0, "hurry_s": late_s / 4, "stall_s": 60.0}
+            for peers in ([*hostile, honest.peer_id], [honest.peer_id, *hostile]):
+                found = fetch_blob(receiver.node, peers, wanted.root, **bounds)
+                assert await asyncio.wait_for(found, 20) == wanted.data
+            slow = await cast.liar(late)
+            found = fetch_blob(receiver.node, [slow.peer_id, *hostile], wanted.root, **bounds)
+            assert await asyncio.wait_for(found, 20) == wanted.data, "a slow one is asked again after the others"
+
+    run(scenario())
+
+
 # ---- chunks that are here already ------------------------------------------------------------------------------------
 
 
@@ -172,6 +203,63 @@ def test_chunks_of_another_swarm_are_not_taken_over(memory_world: MemoryWorld, t
     run(scenario())
 
 
+def test_each_index_of_the_store_is_read_once_a_download(
+    memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan has up to 2,048 files, a store that has lived a while hundreds of roots."""
+    others = [made(tmp_path / f"other-{n}", {"ema.bin": noise(n, 50)}) for n in range(30)]
+    wanted = made(tmp_path / "wanted", {f"file-{n}.bin": noise(n, 50) for n in range(25, 40)})
+    opened: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        opened.extend([path.parent.name] if path.name == "index.json" else [])
+        return read_bytes(path)
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source, receiver = await cast.source(wanted), await cast.receiver()
+            for other in others:
+                receiver.store.put_folder(other.data, other.folder)
+            monkeypatch.setattr(Path, "read_bytes", counted)
+            report = FetchReport()
+            paths = await receiver.fetch(wanted, [source.peer_id], report=report)
+            monkeypatch.undo()
+            assert read_all(paths) == wanted.content()
+            assert (report.reused, report.saved) == (5 * 50, 10 * 50)
+            theirs = [root for root in opened if root != wanted.root]
+            assert len(theirs) == len(set(theirs)), "each once"
+            assert len(theirs) >= len(others) - 17, "the newest were known from before"
+
+            opened.clear()
+            monkeypatch.setattr(Path, "read_bytes", counted)
+            assert read_all(await receiver.fetch(wanted, [source.peer_id])) == wanted.content()
+            assert {*opened} <= {wanted.root}, "a checkpoint that is here whole needs nothing of others"
+
+    run(scenario())
+
+
+def test_what_another_swarm_fetched_while_a_download_looked_round_is_not_taken_over(tmp_path: Path) -> None:
+    """R-GRT-7: a root is noted as the other swarm's before its files come; whose it is is asked after the look."""
+    secret = made(tmp_path / "one", {"weights.bin": noise(1, CHUNK)})
+    store, noted = ContentStore(tmp_path / "store"), set[str]()
+    store.begin(secret.root, secret.entries, kind="checkpoint")
+    holds_whole = store._whole
+
+    def coming(root: str, entry: FileEntry) -> bool:
+        noted.add(secret.root)
+        if not holds_whole(root, entry):
+            store.put_files(secret.root, secret.entries, secret.folder, kind="checkpoint")
+        return holds_whole(root, entry)
+
+    store._whole = coming  # type: ignore[method-assign]
+    digests = set(secret.entries[0].chunks)
+    assert store.chunks_of_other_roots("0" * 64, digests, foreign=lambda: noted) == {}
+    noted_nowhere = store.chunks_of_other_roots("0" * 64, digests)
+    assert noted_nowhere == {secret.entries[0].chunks[0]: (secret.root, secret.entries[0], 0)}
+
+
 def test_a_shared_chunk_that_cannot_be_read_is_fetched(
     memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +275,7 @@ def test_a_shared_chunk_that_cannot_be_read_is_fetched(
             def broken(*_place: object) -> bytes:
                 raise OSError(5, "Input/output error")
 
-            monkeypatch.setattr(receiver.store, "read_chunk", broken)
+            monkeypatch.setattr(receiver.store, "read_chunk_of", broken)
             assert read_all(await receiver.fetch(child, [source.peer_id])) == child.content()
 
     run(scenario())
@@ -226,6 +314,70 @@ def test_a_download_that_is_given_up_while_it_opens_a_file_lets_go_of_it(
 
 
 # ---- the server's side -----------------------------------------------------------------------------------------------
+
+
+def test_readers_that_ask_for_nothing_give_their_places_up(memory_world: MemoryWorld, tmp_path: Path) -> None:
+    """Eight keys with four streams each would keep everybody else out, for a request every two minutes."""
+    wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, CHUNK), "state.bin": b"state"})
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(wanted, streams=2, yield_s=0.0)
+            for _ in range(2):
+                idler = (await cast.receiver()).node
+                session = Session(source.peer_id, "a blob", await idler.open_stream(source.peer_id), 10.0)
+                await session.greet(OpenDoor())
+                await session.ask(wire.Request(wire.RequestKind.BLOB, wanted.root), 0, CHUNK)
+                assert (await session.answer()).payload
+            receiver = await cast.receiver()
+            assert read_all(await receiver.fetch(wanted, [source.peer_id])) == wanted.content()
+            assert receiver.faults == []
+
+    run(scenario())
+
+
+def test_streams_that_never_greet_give_their_places_up(
+    memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "MAX_REFUSED", 2)
+    monkeypatch.setattr(serving, "GREETING_YIELDS_S", 0.0)
+    wanted = made(tmp_path / "checkpoint", {"state.bin": b"state"})
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(wanted)
+            silent = [await (await cast.receiver()).node.open_stream(source.peer_id) for _ in range(2)]
+            receiver = await cast.receiver()
+            assert read_all(await receiver.fetch(wanted, [source.peer_id])) == wanted.content()
+            assert receiver.faults == []
+            with pytest.raises(StreamClosed):
+                await silent[0].read_exactly(1)
+
+    run(scenario())
+
+
+def test_a_reader_that_is_being_sent_something_keeps_its_place(memory_world: MemoryWorld, tmp_path: Path) -> None:
+    wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, CHUNK)})
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source = await cast.source(wanted, streams=1, yield_s=0.0, upload=2 * CHUNK)
+            sessions = []
+            for reader in (await cast.receiver(), await cast.receiver()):
+                session = Session(source.peer_id, "a chunk", await reader.node.open_stream(source.peer_id), 10.0)
+                await session.greet(OpenDoor())
+                await session.ask(wire.Request(wire.RequestKind.CHUNK, wanted.root), CHUNK, CHUNK)
+                if not sessions:
+                    await session._receive()  # the head of the answer: it is being sent from here on
+                sessions.append(session)
+            with pytest.raises(Busy):
+                await sessions[1].answer()
+            assert len((await sessions[0].answer()).payload) == CHUNK
+
+    run(scenario())
 
 
 def test_a_reader_of_parts_does_not_put_out_the_chunks_of_another(tmp_path: Path) -> None:

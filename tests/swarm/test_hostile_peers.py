@@ -17,7 +17,7 @@ from test_peer_life import FILES, STEPS, Swarm, told, until
 
 from paris_swarm.dht_schemas.admission import seal_delegation, seal_token
 from paris_swarm.dht_schemas.dht_rules import checkpoint_key, claim_key
-from paris_swarm.dht_schemas.errors import Equivocation, NotAdmitted
+from paris_swarm.dht_schemas.errors import Equivocation, NotAdmitted, ProbeFailed
 from paris_swarm.dht_schemas.greeting import Greeting
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import build_manifest, file_entry
@@ -30,6 +30,7 @@ from paris_swarm.swarm.greeting import SwarmDoor
 from paris_swarm.swarm.home import MAX_EVENTS, Home
 from paris_swarm.swarm.node import MAX_REFUSALS
 from paris_swarm.swarm.trainer import TrainerEvent, TrainFailed
+from paris_swarm.swarm.verified import VerifiedCheckpoints
 
 OPEN = closed_plan(admission="open")
 CLOSED = closed_plan()
@@ -143,6 +144,34 @@ def test_an_author_who_is_out_does_not_end_the_announcing_of_what_is_held_beside
         await asyncio.wait_for(_announced(organiser, "1", keeper.identity.peer_id), 10)
         found = await organiser.transport.get(checkpoint_key(swarm.plan_id, "0"))
         assert keeper.identity.peer_id not in found
+
+    closed(tmp_path, story, OPEN)
+
+
+def test_rubbish_that_was_refuted_does_not_stay_on_the_disk(tmp_path: Path) -> None:
+    """One announcement a grace, each by another key, would fill it. A root that others announce too is kept."""
+
+    async def story(swarm: Closed) -> None:
+        authors = [await swarm.node(name) for name in ("organiser", "second")]
+        reader = await swarm.node("reader")
+        roots = []
+        for value, shared in ((1.0, False), (2.0, True)):
+            root, size = publish(authors[0], tmp_path / f"files-{value}", "0", value)
+            roots.append(root)
+            announced = {"step": 5, "root": root, "parent": None, "total_bytes": size}
+            await authors[0].announce("0", probe_loss=1.0, **announced)
+            if shared:
+                publish(authors[1], tmp_path / "again", "0", value)
+                await authors[1].announce("0", probe_loss=2.0, **announced)
+            await reader.refresh(["0"])
+            mine = [one for one in reader.candidates("0") if one.announcement.author == authors[0].identity.peer_id]
+
+            async def refuse(*_: object) -> None:
+                raise ProbeFailed("rubbish")
+
+            assert await VerifiedCheckpoints(reader, refuse).try_out(mine[0])
+        assert not reader.store.in_use(roots[0])
+        assert [reader.store.holds_some(root) for root in roots] == [False, True]
 
     closed(tmp_path, story, OPEN)
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paris_swarm.swarm import counters, sources
+from paris_swarm.swarm.counters import Counters, Tally
 from paris_swarm.swarm.scheduling import Chunk, ChunkScheduler, FetchPolicy
 from paris_swarm.swarm.sources import SourceBook
 
@@ -42,6 +44,50 @@ def bring(made: ChunkScheduler, peer: str, chunk: Chunk, now: float) -> bool:
     if wanted:
         made.saved(peer, chunk)
     return wanted
+
+
+# ---- many keys
+
+
+def test_a_source_known_to_be_good_does_not_wait_for_keys_that_were_never_asked() -> None:
+    """Each of them can waste some seconds of a place: a thousand of them would keep it from being asked for hours."""
+    book = SourceBook()
+    book.delivered("good", SIZE, 1.0)
+    book.failed("failed")
+    made = scheduler(4, book=book)
+    for peer in [*(f"key {n}" for n in range(100)), "failed", "good"]:
+        made.add_source(peer)
+    first = made.ready(0.0)
+    assert (first[0], len(first)) == ("good", 8)
+    assert "failed" not in first and len(set(first)) == 8, "and those never asked get their chance"
+
+
+def test_a_book_of_sources_is_bounded_and_forgets_no_liar_and_nobody_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_KEPT", 8)
+    book = SourceBook()
+    book.ban("liar", "other bytes")
+    book.delivered("good", SIZE, 1.0)
+    for n in range(1000):
+        book.of(f"key {n}")
+        assert len(book.records) <= 32
+    assert list(book.banned()) == ["liar"]
+    assert book.of("good").chunks == 1
+    for n in range(1000):
+        book.ban(f"key {n}", "other bytes")
+    assert len(book.records) <= 32
+
+
+def test_peers_are_counted_one_by_one_up_to_a_bound_and_no_byte_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for one blob is counted, keys cost nothing, and all of it is written to disk now and then."""
+    monkeypatch.setattr(counters, "MOST_PEERS", 8)
+    seen = Counters()
+    seen.add("sent", "friend", "checkpoint", wire=10_000, logical=20_000)
+    for n in range(1000):
+        seen.add("sent", f"key {n}", "blob", wire=2, logical=3)
+        assert len(seen.sent) <= 18
+    assert seen.sent["friend"]["checkpoint"].wire == 10_000
+    assert seen.total("sent", "blob") == Tally(count=1000, wire=2000, logical=3000)
+    assert seen.as_dict()["sent"][counters.OTHERS]["blob"]["count"] > 900
 
 
 # ---- laws
@@ -204,7 +250,7 @@ def test_the_best_sources_are_used_first_and_new_ones_get_their_chance() -> None
     made = ChunkScheduler(chunks(4), policy=FetchPolicy(sources=4), book=book)
     for peer in ("flaky", "slow", "fast", "new"):
         made.add_source(peer)
-    assert made.ready(0.0) == ["new", "fast", "slow", "flaky"]
+    assert made.ready(0.0) == ["fast", "new", "slow", "flaky"]
     made.engage("new", 0.0)
     made.engage("fast", 0.0)
     assert made.ready(0.0) == ["slow", "flaky"]

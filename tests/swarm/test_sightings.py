@@ -178,6 +178,66 @@ def test_a_bare_claim_that_stays_beside_one_at_work_inherits_nothing(first: bool
     assert reader.seen.slot_view("0", reader.now).protecting(reader.now, POLICY) == {}
 
 
+def test_rubbish_announced_beside_a_newcomer_does_not_cost_it_its_grace() -> None:
+    """Nobody yields to who came later. Otherwise one key, with rubbish for a lease, lets a second peer in beside it."""
+    reader = Reader()
+    reader.claims(HONEST, "0")
+    reader.settles()
+    while reader.now < NOW + 2 * POLICY.lease_s:
+        reader.now += POLICY.lease_s / 4
+        reader.claims(HONEST, "0")
+        reader.claims(OTHER, "0")
+        reader.publishes(OTHER, "0", f"{int(reader.now - NOW) % 10}")
+        reader.settles()
+    reader.claims(OTHER, "0", released=True)
+    reader.settles()
+    assert reader.seen.slot_view("0", reader.now).protecting(reader.now, POLICY).keys() == {HONEST.peer_id}
+    reader.now = NOW + POLICY.first_checkpoint_grace_s
+    reader.claims(HONEST, "0")
+    reader.settles()
+    assert not reader.protects(HONEST, "0"), "its grace is as long as everybody's"
+
+
+def test_what_was_found_beside_rubbish_is_taken_back_when_that_is_refuted() -> None:
+    """The newcomer had refuted it before, and took the slot: a reader that had not could not know."""
+    reader = Reader()
+    reader.claims(OTHER, "0")
+    reader.publishes(OTHER, "0", "a")
+    for _ in range(3):
+        reader.claims(HONEST, "0")
+        reader.claims(OTHER, "0")
+        reader.settles()
+        reader.now += POLICY.lease_s / 2
+    reader.claims(HONEST, "0")
+    reader.settles()
+    assert not reader.protects(HONEST, "0")
+    rubbish = reader.seen.candidates("0", reader.now)[0]
+    reader.seen.doubt(rubbish, ProbeFailed("rubbish"), reader.now)
+    assert reader.protects(HONEST, "0")
+    reader.now += POLICY.lease_s / 2
+    reader.claims(HONEST, "0")
+    reader.claims(OTHER, "0")
+    reader.publishes(OTHER, "0", "b")
+    reader.settles()
+    assert reader.protects(HONEST, "0")
+
+
+def test_what_a_wasted_grace_showed_is_not_taken_back() -> None:
+    reader = Reader()
+    while reader.now <= NOW + POLICY.first_checkpoint_grace_s:
+        reader.claims(OTHER, "0")
+        reader.publishes(OTHER, "0", f"{int(reader.now - NOW) // 30}")
+        reader.claims(THIEF, "0")
+        reader.settles()
+        reader.now += POLICY.lease_s / 2
+    reader.seen.doubt(reader.seen.candidates("0", reader.now)[0], ProbeFailed("rubbish"), reader.now)
+    reader.claims(THIEF, "0", released=True)
+    reader.settles()
+    reader.claims(THIEF, "1")
+    reader.settles()
+    assert not reader.protects(THIEF, "1")
+
+
 def test_nobody_is_found_idle_on_a_slot_whose_checkpoints_were_not_read() -> None:
     """Who claims many slots has their claims read again, and nothing else (R-REC-10): a reader that knows of no
     checkpoint there has not seen that there is none.

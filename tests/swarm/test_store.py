@@ -259,6 +259,30 @@ def test_a_wrong_chunk_map_costs_bytes_never_correctness(store: ContentStore, fo
     assert store.path(root, "big.bin").read_bytes() == (folder / "big.bin").read_bytes()
 
 
+def test_what_was_reserved_for_a_file_that_did_not_come_is_given_back(store: ContentStore, folder: Path) -> None:
+    """One announcement with large files that nobody sends, and another, and another, would fill the disk."""
+    manifest, _data, root = build_manifest(folder, list(SIZES), "0")
+    entry = manifest.entry("big.bin")
+    store.begin(root, manifest.files, kind="checkpoint")
+    path = store.folder / "roots" / root / "partial" / "big.bin"
+    with store.open_partial(root, entry) as partial:
+        assert path.stat().st_size == entry.length, "no space is said now, not after an hour"
+        with pytest.raises(InUse):
+            store.open_partial(root, entry)
+        assert path.stat().st_size == entry.length, "who may not have it leaves it alone"
+    assert path.stat().st_size == 0
+    with store.open_partial(root, entry) as partial:
+        partial.write(1, chunk_of(folder, entry, 1))
+    assert path.stat().st_size == 2 * CHUNK
+    limited = ContentStore(store.folder, limit=entry.length - 1)
+    with pytest.raises(OSError, match="may hold"):
+        limited.open_partial(root, entry)
+    with store.open_partial(root, entry) as partial:
+        assert partial.missing == [0, 2]
+    fetched(store, root, entry, folder)
+    assert store.verify(root) == []
+
+
 def test_a_file_is_fetched_by_one_at_a_time(store: ContentStore, folder: Path) -> None:
     manifest, _data, root = build_manifest(folder, list(SIZES), "0")
     entry = manifest.entry("exact.bin")
