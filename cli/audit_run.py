@@ -161,8 +161,8 @@ def _conclusion(verdict: str, comparison: Comparison, differs: dict[str, tuple[s
         here, theirs = differs["package"]
         return (
             f"NOT DECIDED: made by another version of the code, {theirs}; this is {here}, which cannot replay it bit "
-            "for bit, and what differs is more than rounding. That says nothing against the author: audit it with the "
-            "version that made it"
+            "for bit, and what differs is more than rounding. That says nothing against the author and nothing for "
+            "the weights: do not take them for reproduced, audit it with the version that made it"
         )
     if comparison.untrained:
         return "NOT REPRODUCED: the published weights are the parent's; nothing was trained."
@@ -232,7 +232,7 @@ async def _judge(
         write_start,
     )
     from paris_swarm.expert.data.shards import PreparedData
-    from paris_swarm.expert.provenance import package_version
+    from paris_swarm.expert.provenance import machine
 
     said = evidence.provenance
     await asyncio.to_thread(check_finite, evidence)
@@ -247,7 +247,7 @@ async def _judge(
         evidence.manifest.parent,
         device,
         threads,
-        package_version(task),
+        machine(task, device),
     )
     place = ReplayPlace(
         plan_folder,

@@ -52,12 +52,14 @@ class Evidence:
 
     @property
     def provenance(self) -> Provenance:
-        """Raises Unverified when the author gave none: then nobody can say what to train again."""
+        """Raises Incomplete when the author gave none (R-PROV-5): then nobody can say what to train again."""
         found = self.manifest.provenance
         if found is None:
-            raise Unverified(
-                f"checkpoint {self.root[:12]} of slot {self.slot} cannot be audited: its manifest does not say what it "
-                "was trained on (an older version of paris-swarm, or an author who would not)"
+            raise Incomplete(
+                f"NOT DECIDED: checkpoint {self.root[:12]} of slot {self.slot} cannot be audited. Its manifest does "
+                "not say how it was trained (an older version of paris-swarm, a run upgraded in the middle, or an "
+                "author who would not say). That accuses nobody and vouches for nobody: do not take it for reproduced; "
+                "audit another of this author's checkpoints"
             )
         return found
 

@@ -34,7 +34,24 @@ class Unverified(Exception):
 
 
 def words(error: BaseException) -> str:
-    """The message of an error a person can meet; errors of the operating system get a way out."""
+    """The message of an error a person can meet; errors of the operating system get a way out.
+
+    What a plan or a peer said may stand in it: a terminal gets none of it that it would act on.
+    """
+    return _shown(_words(error))
+
+
+def _shown(text: str) -> str:
+    from paris_swarm.dht_schemas.fields import is_printable
+
+    if is_printable(text.replace("\n", "")):
+        return text
+    return "".join(
+        each if each == "\n" or is_printable(each) else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _words(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     where = f"{error.filename}: " if error.filename else ""

@@ -60,19 +60,17 @@ class PlanFolder:
 
     def centroids(self) -> NDArray[np.float32]:
         """float32 [K, F]."""
-        centroids: NDArray[np.float32] = self._tensor(CENTROIDS_FILE, "centroids")
+        centroids: NDArray[np.float32] = self._table(CENTROIDS_FILE, "centroids", "float32")
         return centroids
 
     def biases(self) -> NDArray[np.float32] | None:
         """float32 [K], what is taken off the cosine with each centroid; None where the plan bounds no sizes."""
-        from safetensors.numpy import load_file
-
-        biases: NDArray[np.float32] | None = load_file(self.path / CENTROIDS_FILE).get("biases")
+        biases: NDArray[np.float32] | None = self._tensors(CENTROIDS_FILE).get("biases")
         return biases
 
     def held_out(self) -> list[bytes]:
         """16-byte digests of the rows nobody may train on."""
-        return [bytes(row.tobytes()) for row in self._tensor(HELD_OUT_FILE, "digests")]
+        return [bytes(row.tobytes()) for row in self._table(HELD_OUT_FILE, "digests", "uint8")]
 
     @property
     def probe_path(self) -> Path:
@@ -112,10 +110,27 @@ class PlanFolder:
         except (TypeError, ValueError) as error:
             raise Unverified(f"the plan {self.plan_id[:12]} cannot be used: sealed_bars: {error}") from error
 
-    def _tensor(self, name: str, key: str) -> Any:
+    def _table(self, name: str, key: str, dtype: str) -> Any:
+        """A two-dimensional tensor of one of the plan's files. Raises Unverified: an organiser may sign anything."""
+        found = self._tensors(name).get(key)
+        if found is None or found.ndim != 2 or found.dtype.name != dtype:
+            what = "is missing" if found is None else f"is {found.dtype.name} {list(found.shape)}"
+            raise Unverified(
+                f"the plan {self.plan_id[:12]} cannot be used: {key} in {name} {what}, and should be {dtype} with two "
+                "dimensions"
+            )
+        return found
+
+    def _tensors(self, name: str) -> dict[str, Any]:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return load_file(self.path / name)[key]
+        try:
+            return dict(load_file(self.path / name))
+        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError) as error:  # odd dtypes: KeyError
+            raise Unverified(
+                f"the plan {self.plan_id[:12]} cannot be used: its {name} cannot be read ({str(error)[:200]})"
+            ) from error
 
 
 def start_name(digest: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +54,13 @@ class Replayed:
 
 
 def replay_folder(
-    audits: Path, root: str, said: Provenance, parent: str | None, device: str, threads: int, package: str
+    audits: Path, root: str, said: Provenance, parent: str | None, device: str, threads: int, machine: Mapping[str, str]
 ) -> Path:
-    """A folder under ``audits`` named by the checkpoint and by everything that decides what a replay computes, the
-    version of our own code (``package``) among it.
+    """A folder under ``audits`` named by the checkpoint and by everything that decides what a replay computes, our own
+    code and hardware (``machine``) among it: a replay that was cut short is not gone on with after an upgrade.
     """
     decides = {
-        "package": package,
+        "machine": dict(machine),
         "parent": parent,
         "provenance": said.model_dump(),
         "device": device,

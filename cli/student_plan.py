@@ -7,6 +7,7 @@ before anyone knows how good it is, as for every expert.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from paris_swarm.cli import plan_folder as files
 from paris_swarm.cli.plan_folder import PlanFolder, open_plan_folder
 from paris_swarm.cli.tasks import ROUTER, data_facts, expert_recipe
+from paris_swarm.dht_schemas.canonical import canonical_json
 from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import file_entry
-from paris_swarm.dht_schemas.plan import Bars, Plan, SlotSpec, TensorSpec, Verification, seal_plan
+from paris_swarm.dht_schemas.plan import MAX_FREE_FORM, Bars, Plan, SlotSpec, TensorSpec, Verification, seal_plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +104,20 @@ def student_plan(
     bars = Bars(resumable=untrained, assemblable=min(untrained, scalar))
     expert, router = _specs(student, of)
     cap = 2 * sum(tensor.nbytes for table in expert.files.values() for tensor in table) + (1 << 24)
+    data = student_data(
+        {
+            **of.data,
+            **({} if learned.drawn else data_facts(learned.data)),
+            "partition": {"method": "clusters", "seed": of.seed, "sizes": [len(learned.rows)]},
+        },
+        {
+            "plan": teacher.plan_id,
+            "assembly": assembly,
+            "start": recipe.start,
+            "rows": {"drawn": learned.drawn, "digest": learned.digest, "count": len(learned.rows)},
+        },
+        recipe.teachers,
+    )
     verification = Verification(
         probe_seed=seed,
         tolerance=of.verification.tolerance,
@@ -114,18 +130,7 @@ def student_plan(
             "created": created,
             "clusters": 1,
             "seed": student.train.seed,
-            "data": {
-                **of.data,
-                **({} if learned.drawn else data_facts(learned.data)),
-                "partition": {"method": "clusters", "seed": of.seed, "sizes": [len(learned.rows)]},
-                "distilled": {
-                    "plan": teacher.plan_id,
-                    "assembly": assembly,
-                    "teachers": dict(recipe.teachers),
-                    "start": recipe.start,
-                    "rows": {"drawn": learned.drawn, "digest": learned.digest, "count": len(learned.rows)},
-                },
-            },
+            "data": data,
             "expert": expert.model_dump(),
             "router": router.model_dump(),
             "policy": {**of.policy.model_dump(), "checkpoint_cap_bytes": cap},
@@ -137,6 +142,25 @@ def student_plan(
     )
     atomic_write(folder / files.PLAN_FILE, seal_plan(identity, plan))
     return open_plan_folder(folder)
+
+
+def student_data(facts: Mapping[str, Any], distilled: Mapping[str, Any], teachers: Mapping[str, str]) -> dict[str, Any]:
+    """A student's `data`: what is known of its rows, and whom it learned from, each teacher by its root.
+
+    Some 800 roots fill the field. Then they are left out: the lock of the assembly that is named holds them all.
+
+    Raises:
+        ValueError: the facts alone are too large.
+    """
+    named = {**facts, "distilled": {**distilled, "teachers": dict(teachers)}}
+    unnamed = {**facts, "distilled": dict(distilled)}
+    for data in (named, unnamed):
+        if len(canonical_json(data)) <= MAX_FREE_FORM:
+            return data
+    raise ValueError(
+        f"the teachers' plan says {len(canonical_json(unnamed)):,} bytes of its data, and a student's plan has room "
+        f"for {MAX_FREE_FORM:,}: distil a model of another plan, or by rows of your own (--data)"
+    )
 
 
 def _write_probe(teacher: PlanFolder, path: Path) -> Probe:

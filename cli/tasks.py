@@ -34,17 +34,22 @@ def check_data(plan_folder: PlanFolder, data: PreparedData, *, slot: str | None 
     for name, found in _pinned(data_facts(data)).items():
         if asked[name] != found:
             raise ValueError(
-                f"the data in {data.folder} has {name} {found}, the plan asks for {asked[name]}: "
+                f"the data in {data.folder} has {name} {found}, the plan asks for {str(asked[name])[:100]}: "
                 "run `paris-swarm prepare` again with the plan's settings"
             )
 
 
 def _pinned(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two people's rows to train one expert; how long captions are may differ."""
+
+    def of(part: str) -> Mapping[str, Any]:
+        said = facts.get(part)  # of a plan that another program signed: anything
+        return said if isinstance(said, Mapping) else {}
+
     pinned = {name: facts.get(name) for name in ("resolution", "channels")}
     for part, names in (("text", ("name", "digest", "dim")), ("features", ("name", "digest", "dim", "size"))):
-        pinned |= {f"{part} encoder {name}": facts.get(part, {}).get(name) for name in names}
-    latents = facts.get("latents") or {}
+        pinned |= {f"{part} encoder {name}": of(part).get(name) for name in names}
+    latents = of("latents")
     return pinned | {f"VAE {name}": latents.get(name) for name in ("name", "digest", "scale", "shift", "pixels")}
 
 

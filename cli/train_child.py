@@ -15,7 +15,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from paris_swarm.expert.training import CheckpointReport
 
 
 def main(job_path: str, rank: int = 0, meeting: str | None = None) -> int:
@@ -107,22 +110,13 @@ def main(job_path: str, rank: int = 0, meeting: str | None = None) -> int:
         elif isinstance(report, CheckpointReport):
             if log is not None:
                 log.checkpoint(report)
-            files = sorted(path.name for path in report.folder.iterdir())
-            _say(
-                words,
-                "checkpoint",
-                step=report.step,
-                steps=report.steps,
-                folder=str(report.folder),
-                files=files,
-                probe_loss=report.probe_loss,
-                facts=report.facts,
-                seconds=report.seconds,
-            )
+            _say_checkpoint(words, report)
         elif isinstance(report, ResumeReport):
             if log is not None:
                 log.steps_from(report.step)
             _say(words, "resume", step=report.step, folder=str(report.folder))
+            if report.left is not None:  # its peer may have died before it was published
+                _say_checkpoint(words, report.left)
         elif isinstance(report, TornReport):
             _say(words, "torn", folder=str(report.folder), reason=report.reason)
             sys.stderr.write(f"set aside {report.folder}: {report.reason}\n")
@@ -147,6 +141,20 @@ def _own_words() -> TextIO:
 def _say(words: TextIO, event: str, **values: Any) -> None:
     words.write(json.dumps({"event": event, **values}) + "\n")
     words.flush()
+
+
+def _say_checkpoint(words: TextIO, report: CheckpointReport) -> None:
+    _say(
+        words,
+        "checkpoint",
+        step=report.step,
+        steps=report.steps,
+        folder=str(report.folder),
+        files=sorted(path.name for path in report.folder.iterdir()),
+        probe_loss=report.probe_loss,
+        facts=report.facts,
+        seconds=report.seconds,
+    )
 
 
 def _watch_parent(on_end: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ file. Noise grows with the steps in between, and so does what is explained: shor
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from paris_swarm.expert.checkpoint import (
     CheckpointError,
     CheckpointState,
     read_tensors,
+    sync,
     write_state,
 )
 from paris_swarm.expert.task import Task
@@ -150,7 +152,7 @@ def _ratio(part: float, whole: float) -> float:
 def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> None:
     """A checkpoint folder to replay from: the three files of `weights`, or of the recipe's initial weights (None).
 
-    state.json is written anew, for an author's own could name another step. Call it on an empty folder.
+    state.json is written anew, for an author's own could name another step. The folder appears whole or not at all.
 
     Raises:
         CheckpointError: the files are not those of the recipe.
@@ -158,16 +160,19 @@ def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> No
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     state = TrainState(task, torch.device("cpu"), settings=StepSettings(micro_batch=1))  # no batch goes through it
     if weights is None:
         state.begin()
     parts: Sequence[Mapping[str, Tensor]] = (state.ema.state_dict(), state.model.state_dict(), state.optimiser.state())
     if weights is None and step != 0:
         raise ValueError(f"there are no initial weights of step {step}")
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     for name, tensors in zip(WEIGHT_FILES, parts, strict=True):
         kept = dict(tensors) if weights is None else read_tensors(weights / name, tensors)
-        save_file({key: value.contiguous() for key, value in kept.items()}, folder / name)
+        save_file({key: value.contiguous() for key, value in kept.items()}, draft / name)
+        sync(draft / name)
     train = task.recipe.train
     record = CheckpointState(
         step=step,
@@ -178,7 +183,9 @@ def write_start(folder: Path, task: Task, step: int, weights: Path | None) -> No
         probe_loss=0.0,
         losses=(),
     )
-    write_state(folder, record, {})
+    write_state(draft, record, {})
+    shutil.rmtree(folder, ignore_errors=True)  # what an older version began
+    draft.rename(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

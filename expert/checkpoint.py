@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class CheckpointState:
     """What state.json says, apart from the files' digests.
 
     `losses` is the tail of the training loss, one mean a report; `rng` names how randomness follows from the step
-    ("counter": every step's generator is seeded from (seed, step), so there is no other state to keep).
+    ("counter": every step's generator is seeded from (seed, step), so there is no other state to keep). `facts`: what a
+    manifest will say of its training (`provenance.training_facts`), from its `from_step` on; empty where nobody knows.
     """
 
     step: int
@@ -61,6 +62,7 @@ class CheckpointState:
     probe_loss: float
     losses: tuple[float, ...]
     rng: str = "counter"
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,12 +103,12 @@ def save_checkpoint(
         for name, tensors in zip(WEIGHT_FILES, (ema, model, optimizer), strict=True):
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             save_file(plain, draft / name)
-            _sync(draft / name)
+            sync(draft / name)
             files[name] = {"length": (draft / name).stat().st_size, "blake3": digest_file(draft / name)}
         write_state(draft, state, files)
-        _sync(draft)
+        sync(draft)
         draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         if draft.exists():
             shutil.rmtree(draft, ignore_errors=True)
@@ -117,10 +119,11 @@ def write_state(folder: Path, state: CheckpointState, files: Mapping[str, Any]) 
     """Writes state.json into a folder; `files` maps each weights file to its length and digest."""
     record = {"format": FORMAT, **asdict(state), "files": dict(files)}
     (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    _sync(folder / STATE_FILE)
+    sync(folder / STATE_FILE)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -167,7 +170,10 @@ def _read_state_and_files(folder: Path) -> tuple[CheckpointState, dict[str, Any]
         fields = {name: value[name] for name in names}
         if not isinstance(fields["step"], int) or fields["step"] < 0:
             raise CheckpointError(f"{path}: step must be a whole number, got {fields['step']!r}")
-        state = CheckpointState(**{**fields, "losses": tuple(fields["losses"])})
+        facts = value.get("facts", {})  # written since 2026-11
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"{path}: facts must be an object, got {facts!r:.80}")
+        state = CheckpointState(**{**fields, "losses": tuple(fields["losses"])}, facts=facts)
         return state, dict(value["files"])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

@@ -66,6 +66,15 @@ def step_facts(state: TrainState) -> dict[str, Any]:
     }
 
 
+def machine(task: Task, device: str) -> dict[str, str]:
+    """Code and hardware that a run in this installation would train with, as far as its caller does not choose them."""
+    return {
+        "package": package_version(task),
+        "torch": str(torch.__version__),
+        "chip": chip(torch.device(device)),
+    }
+
+
 def flushes_denormals() -> bool:
     """Whether this thread turns subnormal results into zero; torch has a switch for it and no way to read it."""
     return float(torch.full((1,), 1e-38) * 0.1) == 0.0

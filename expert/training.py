@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ class StepReport:
 class CheckpointReport:
     """A whole checkpoint lies in `folder`. `probe_loss` is that of its EMA weights; `parent` the root it grew from.
 
-    facts: what the manifest will say of its training (`provenance.training_facts`); empty for a reference run. seconds:
-    what probing and writing it took.
+    facts: what the manifest will say of its training (`provenance.training_facts`), and `from_step`, the step since
+    which it holds; empty for a reference run. seconds: what probing and writing it took.
     """
 
     step: int
@@ -79,10 +79,15 @@ class CheckpointReport:
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """Training continues from `folder` at `step`."""
+    """Training continues from `folder` at `step`.
+
+    left: that checkpoint, where an earlier run in this work folder wrote it: perhaps nobody published it. What was
+    trained before and what is trained from here on must not become one link of a chain unless both were trained alike.
+    """
 
     step: int
     folder: Path
+    left: CheckpointReport | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -189,19 +194,21 @@ def train(job: TrainJob) -> Iterator[Report]:
     if own is not None and job.resume is not None and read_state(own).step < read_state(job.resume).step:
         own = None  # a successor that once trained this slot: what it fetched is further than what it left
     start = own or job.resume
+    facts = training_facts(job.task, device, precision, state) if precision in PRECISIONS else {}
     if start is None:
         state.begin()
+        facts = _since(0, facts, {})
     else:
         loaded = state.load(start)
         losses = list(loaded.losses)
         parent = loaded.parent if own is not None else job.parent
-        yield ResumeReport(state.step, start)
+        facts = _since(state.step, facts, loaded.facts if own is not None else {})
+        yield ResumeReport(state.step, start, None if own is None else _left(own, loaded))
 
     begun = last_report = last_save = job.clock()
     saved_step = state.step if own is not None else -1
     reported_step, pending = state.step, torch.zeros((), device=device)
     stopped = False
-    facts = training_facts(job.task, device, precision, state) if precision in PRECISIONS else {}
     while state.step < end:
         (stopped,) = processes.agree([job.stop()])
         if stopped:
@@ -236,6 +243,21 @@ def train(job: TrainJob) -> Iterator[Report]:
     yield DoneReport(state.step, steps, checkpoint_folder(job.work_dir, state.step), stopped)
 
 
+def _since(step: int, facts: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` with the step since which they hold: `step`, or where the run continues one of the same facts, its own.
+
+    Code, hardware, threads or rows may have changed in between; then an audit could train neither part as it was.
+    """
+    if not facts:
+        return {}
+    same = {**before, "from_step": None} == {**facts, "from_step": None}
+    return {**facts, "from_step": before["from_step"] if same and "from_step" in before else step}
+
+
+def _left(folder: Path, state: CheckpointState) -> CheckpointReport:
+    return CheckpointReport(state.step, state.steps, folder, state.probe_loss, state.parent, dict(state.facts))
+
+
 def _by_time(state: TrainState) -> tuple[tuple[float | None, int], ...]:
     """The mean loss and the rows of each bin of t over all processes; counting starts anew."""
     sums, rows = (state.processes.mean(state.time_losses) * state.processes.count).tolist()
@@ -258,6 +280,7 @@ def _save(
         parent=parent,
         probe_loss=probe_loss,
         losses=tuple(losses),
+        facts=facts,
     )
     folder = save_checkpoint(
         job.work_dir,

@@ -33,8 +33,8 @@ def audit(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Was it trained as its author says? Code 0: reproduced; 4: not explained, and what differs; 5: not held any more,
-    or made by another version of the code, which only that version can replay.
+    """Was it trained as its author says? Code 0: reproduced; 4: not explained, and what differs; 5: not decided (made
+    by another version of the code, silent about how it was trained, or not held any more), which vouches for nothing.
 
     It costs the training of the steps in between, and up to three times as much where bits differ.
     """

@@ -61,6 +61,16 @@ def prepare(
             "cls, ..., else the name of its folder)."
         ),
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", help="Licence of your pictures, for plan and model card: CC-BY-4.0, or words (200 characters)."
+        ),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option("--origin", help="Where your pictures come from: a page's address, or words (500 characters)."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a folder with a broken row instead of skipping it.")
     ] = False,
@@ -125,6 +135,8 @@ def prepare(
             raise Usage("--merge joins finished parts: it takes no --part, --plan or --count")
         if ray is not None:
             raise Usage("--ray joins its own parts: it takes no --merge")
+        if licence is not None or origin is not None:
+            raise Usage("--merge keeps what the parts say: give --licence and --origin when the parts are made")
         _say(shared, join_parts(source, out), None)
         return
     if ray is not None and part is not None:
@@ -155,6 +167,8 @@ def prepare(
             "image_column": image_column,
             "text_column": text_column,
             "class_column": class_column,
+            "licence": licence,
+            "origin": origin,
             "seed": seed,
             "strict": strict,
         }
@@ -183,12 +197,17 @@ def _say(shared: Settings, report: PrepareReport, part: Part | None) -> None:
     import json
 
     from paris_swarm.expert.data.shards import MANIFEST
+    from paris_swarm.expert.data.sources import NOT_STATED
 
     facts = json.loads((report.folder / MANIFEST).read_bytes())
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
     licences = "; ".join(f"{item['what']}: {item['name']}" for item in facts["licences"]) or "no licence stated"
     lines = [f"{report.count} rows in {report.folder}, {report.resolution} px ({seconds or 'joined'}). {licences}."]
     named = facts["source"]
+    if named.get("origin"):
+        lines.append(f"They come from: {named['origin']}.")
+    if any(item["name"] == NOT_STATED for item in facts["licences"]):
+        lines.append("If these rows are for a plan of yours, say their licence with --licence, and --origin.")
     if named.get("captions"):
         lines.append(f"There is no metadata: the captions are the {named['captions']}.")
     elif named.get("text_column") and named.get("text_column") == named.get("class_column"):
@@ -215,6 +234,6 @@ def _say(shared: Settings, report: PrepareReport, part: Part | None) -> None:
         lines.append(f"Next: paris-swarm join --claim-cluster {kept['cluster']} --data {report.folder}")
     else:
         lines.append(f"Next: paris-swarm init {report.folder} -o plan")
-    names = ("count", "resolution", "licences", "text", "features", "latents", "skipped", "skipped_count")
+    names = ("count", "resolution", "source", "licences", "text", "features", "latents", "skipped", "skipped_count")
     answer = {name: facts[name] for name in names if name in facts}
     shared.answer({"folder": str(report.folder), **answer, "seconds": report.seconds}, "\n".join(lines))

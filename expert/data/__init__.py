@@ -5,9 +5,11 @@ dicebear.py       the embedded source: drawn pictures with true captions
 imagefolder.py    a person's own images with a metadata.jsonl or .csv
 tables.py         parquet files with image bytes, folders saved by Hugging Face datasets
 tars.py           webdataset's tar archives
+folders.py        the folders below a folder, however deep
 pictures.py       one picture of anyone's, decoded within bounds, or why it cannot be used
 encoders.py       captions to token states, images to features and latents: the interfaces and the two defaults
 published.py      AutoencoderKL, CLIP and DINOv2 by folder or hub name
+asked_network.py  what a config may ask for before its network is made
 weights_folder.py where published weights lie, loaded whole or not at all, and their digest
 prepare.py        a source in, a shard folder out
 shard_maker.py    one shard of it: decoded, encoded, sifted, written

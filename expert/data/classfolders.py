@@ -6,15 +6,16 @@ The folder a picture lies in is its class, and the class's name is its caption, 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from paris_swarm.expert.data.folders import folders
 from paris_swarm.expert.data.imagefolder import is_image_file, unusable
 from paris_swarm.expert.data.pictures import captioned, class_caption, class_name
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
+from paris_swarm.expert.data.sources import NOT_STATED, Captioned, PrepareError, Skipped
 
 _TEXTS = frozenset({".txt", ".caption", ".json"})
 
@@ -30,7 +31,7 @@ class ClassFolderSource:
         self._folder = Path(folder)
         self._resolution = resolution
         self._counts = []
-        for prefix in _folders(self._folder):
+        for prefix in folders(self._folder, hidden=False):
             names = _image_names(self._folder / prefix)
             if texts := _texts_beside(self._folder / prefix, names):
                 raise PrepareError(
@@ -44,7 +45,7 @@ class ClassFolderSource:
     def describe(self) -> dict[str, Any]:
         return {
             "source": {"kind": "imagefolder", "captions": "names of the folders"},
-            "licences": [{"what": "the images of the folder", "name": "not stated"}],
+            "licences": [{"what": "the images of the folder", "name": NOT_STATED}],
         }
 
     def fingerprint(self) -> str:
@@ -84,18 +85,7 @@ class ClassFolderSource:
 
 def class_folders(place: Path) -> bool:
     """Whether any folder below ``place`` has a picture in it."""
-    return place.is_dir() and any(_image_names(place / prefix) for prefix in _folders(place) if prefix)
-
-
-def _folders(place: Path, prefix: str = "") -> Iterator[str]:
-    """``place`` ("") and the folders below it, by name; hidden ones and links to folders are not followed."""
-    yield prefix
-    with os.scandir(place / prefix) as entries:
-        below = sorted(
-            entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        )
-    for name in below:
-        yield from _folders(place, f"{prefix}/{name}" if prefix else name)
+    return place.is_dir() and any(_image_names(place / prefix) for prefix in folders(place, hidden=False) if prefix)
 
 
 def _texts_beside(folder: Path, names: list[str]) -> list[str]:

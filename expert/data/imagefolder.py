@@ -18,8 +18,9 @@ from typing import Any
 
 from blake3 import blake3
 
+from paris_swarm.expert.data.folders import folders, is_file
 from paris_swarm.expert.data.pictures import CLASSES, MAX_IMAGE_BYTES, SeenNumbers, captioned, class_name, first_line
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
+from paris_swarm.expert.data.sources import NOT_STATED, Captioned, PrepareError, Skipped, files_fingerprint
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_LINE_BYTES = 1 << 20
@@ -62,7 +63,7 @@ class ImageFolderSource:
     def describe(self) -> dict[str, Any]:
         return {
             "source": {"kind": "imagefolder", "metadata": self._metadata.name},
-            "licences": [{"what": "the images of the folder", "name": "not stated"}],
+            "licences": [{"what": "the images of the folder", "name": NOT_STATED}],
         }
 
     def fingerprint(self) -> str:
@@ -100,17 +101,16 @@ def _number(name: str) -> bytes:
 
 def is_image_file(entry: os.DirEntry[str]) -> bool:
     """Whether it looks like an image file, by its name."""
-    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file()
+    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES and is_file(entry)
 
 
-def _image_files(folder: Path, prefix: str = "") -> Iterator[str]:
+def _image_files(folder: Path) -> Iterator[str]:
     """Relative paths of everything below that looks like an image file; links to folders are not followed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _image_files(folder / entry.name, f"{prefix}{entry.name}/")
-            elif is_image_file(entry):
-                yield f"{prefix}{entry.name}"
+    for prefix in folders(folder):
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                if is_image_file(entry):
+                    yield f"{prefix}/{entry.name}" if prefix else entry.name
 
 
 def _read_metadata(path: Path, class_fields: Sequence[str]) -> Iterator[dict[str, str] | Skipped]:

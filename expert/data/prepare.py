@@ -29,7 +29,7 @@ from paris_swarm.expert.data.encoders import (
 from paris_swarm.expert.data.imagefolder import METADATA, ImageFolderSource
 from paris_swarm.expert.data.published import THUMBNAIL
 from paris_swarm.expert.data.shard_maker import Encoders, OnlyRows, Progress, ShardMaker
-from paris_swarm.expert.data.sources import PrepareError, Skipped, Source
+from paris_swarm.expert.data.sources import PrepareError, Skipped, Source, Stated
 from paris_swarm.expert.data.tables import TableSource, is_saved_dataset, parquet_files
 from paris_swarm.expert.data.tars import TarSource, tar_files
 from paris_swarm.expert.data.unfinished import ShardRecord, UnfinishedFolder, file_entry, recover
@@ -103,6 +103,8 @@ def prepare(
     image_column: str | None = None,
     text_column: str | None = None,
     class_column: str | None = None,
+    licence: str | None = None,
+    origin: str | None = None,
     workers: int = 1,
     text_encoder: TextEncoder | None = None,
     feature_encoder: FeatureEncoder | None = None,
@@ -117,7 +119,8 @@ def prepare(
     ``source``: "dicebear"; a folder in ImageFolder form, or of folders of classes; parquet files or a folder saved by
     `datasets`, whose columns may be named; or webdataset tars. A row's class, from ``class_column`` or where one is
     known, goes into its caption record. ``count`` defaults to 4096 drawn images, or to all there are. ``seed`` and
-    ``families`` are for "dicebear"; ``strict`` refuses a source with a row that would be skipped. ``workers``
+    ``families`` are for "dicebear"; ``licence`` and ``origin`` are what a person says of other pictures (`Stated`), for
+    manifest and plan; ``strict`` refuses a source with a row that would be skipped. ``workers``
     processes draw and as many threads encode (with more than one, call from under ``if __name__ == "__main__"``). A
     previous output of ``prepare`` at ``out`` is replaced, anything else there is refused. With ``vae`` rows hold
     latents of pictures of ``resolution`` pixels. A shard takes ``shard_rows`` items. ``only`` keeps some rows: what is
@@ -135,6 +138,9 @@ def prepare(
         raise PrepareError(f"shard_rows and workers must be at least 1, got {shard_rows} and {workers}")
     if vae is not None and resolution % vae.factor:
         raise PrepareError(f"resolution must be a multiple of {vae.factor} with this VAE, got {resolution}")
+    stated = Stated(licence, origin)
+    if str(source) == DICEBEAR and stated != Stated():
+        raise PrepareError("--licence and --origin are for pictures of your own: what is drawn says both itself")
     out = Path(out) / part.folder if part is not None else Path(out)
     recover(out)
     check_out(out)
@@ -154,7 +160,7 @@ def prepare(
     if count is not None and part is not None:
         raise PrepareError(NO_COUNT_OF_PARTS)
     encoders = Encoders(text_encoder or named_text_encoder(None), feature_encoder or named_feature_encoder(None), vae)
-    run = _Run(images, encoders, resolution, shard_rows, only, part, images.total())
+    run = _Run(images, encoders, resolution, shard_rows, only, part, images.total(), stated)
     settings = run.manifest_facts() | {
         "place": place,
         "fingerprint": images.fingerprint(),
@@ -262,6 +268,7 @@ class _Run:
     only: OnlyRows | None
     part: Part | None
     total: int
+    stated: Stated
 
     def make(
         self,
@@ -334,7 +341,7 @@ class _Run:
             "shard_rows": self.shard_rows,
             "text": encoder_record(text, dim=text.dim),
             "features": encoder_record(features, dim=features.dim, size=features.size),
-            **self.source.describe(),
+            **self.stated.added(self.source.describe()),
         }
         if vae is not None:
             units = {"scale": vae.scale, "shift": vae.shift}

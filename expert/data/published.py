@@ -11,6 +11,7 @@ folder and in the plan by a digest of its weights, its settings and, where it ha
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from paris_swarm.expert.data.weights_folder import (
     weights_digest,
     weights_folder,
 )
+from paris_swarm.expert.shape import LIMITS
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 CLIP_FILES = (
@@ -36,6 +38,9 @@ CLIP_FILES = (
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 DINOV2_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+MAX_SIDE = 2048
+"""Pixels to which a picture is brought for an image encoder; DINOv2 takes 224 of 256."""
+MAX_TEXT_TOKENS = LIMITS["text_tokens"]
 THUMBNAIL = 32
 """Side in pixels of the small pictures that are kept beside latents, for people to look at."""
 
@@ -70,6 +75,10 @@ class KLLatents:
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.scale = float(config.scaling_factor)
         self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+        if not (math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.shift)):
+            raise EncoderError(
+                f"{folder / 'config.json'}: scaling_factor {self.scale} and shift_factor {self.shift} give no latents"
+            )
         about = {
             "class": self.name,
             "scale": self.scale,
@@ -131,6 +140,11 @@ class CLIPTextEncoder:
         config = self.model.config
         self.dim = int(config.hidden_size)
         self.max_tokens = int(config.max_position_embeddings)
+        if not 0 < self.max_tokens <= MAX_TEXT_TOKENS:
+            raise EncoderError(
+                f"{folder / 'config.json'} makes captions of {self.max_tokens:,} tokens, a recipe has at most "
+                f"{MAX_TEXT_TOKENS:,}"
+            )
         about = {
             "class": self.name,
             "heads": config.num_attention_heads,
@@ -246,7 +260,8 @@ def _preprocessing(folder: Path, image_size: int) -> tuple[int, int, list[float]
         std = [float(value) for value in said.get("image_std", (0.229, 0.224, 0.225))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"{path} cannot be read ({error}): bring the model's folder again") from error
-    if not 0 < crop <= resize or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    numbers = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if not (0 < crop <= resize <= MAX_SIDE and numbers):
         raise EncoderError(f"{path} asks for a crop of {crop} from {resize} pixels, mean {mean}, deviation {std}")
     return resize, crop, mean, std
 

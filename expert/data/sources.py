@@ -10,6 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from blake3 import blake3
 
+from paris_swarm.dht_schemas.fields import is_printable
+
+NOT_STATED = "not stated"
+"""The name of a licence that nobody named."""
+MAX_LICENCE, MAX_ORIGIN = 200, 500
+"""Characters of what a person says of their pictures."""
+
 
 class PrepareError(ValueError):
     """The images cannot be prepared; the message says which file or argument is wrong and what to do."""
@@ -32,6 +39,42 @@ class Skipped:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", writable_name(self.file))
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a person says of their own pictures: the licence they stand under, and where they come from (a page's
+    address or words). Both travel with the plan, to every peer and onto the model's card.
+
+    Raises PrepareError: longer than MAX_LICENCE or MAX_ORIGIN characters, empty, or not one line of plain text.
+    """
+
+    licence: str | None = None
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, text, limit in (("licence", self.licence, MAX_LICENCE), ("origin", self.origin, MAX_ORIGIN)):
+            if text is None:
+                continue
+            if not text.strip() or len(text) > limit or not is_printable(text):
+                raise PrepareError(
+                    f"--{option}: give 1 to {limit} characters of plain text on one line, without control characters "
+                    f"(got {len(text)} characters)"
+                )
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # a byte of the command line that is no UTF-8
+                raise PrepareError(f"--{option} is not valid Unicode")
+
+    def added(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """`Source.describe`'s facts with this; a licence that the source itself names is kept beside it."""
+        out = dict(facts)
+        if self.licence is not None:
+            known = [item for item in facts["licences"] if item["name"] != NOT_STATED]
+            what = facts["licences"][0]["what"] if facts["licences"] else "the images"
+            said = f"{what}, as said by who prepared them"
+            out["licences"] = [*known, {"what": said, "name": self.licence.strip()}]
+        if self.origin is not None:
+            out["source"] = {**facts["source"], "origin": self.origin.strip()}
+        return out
 
 
 def writable_name(name: str) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from paris_swarm.expert.data.folders import files_below
 from paris_swarm.expert.data.pictures import CLASSES, captioned, class_caption, class_name, first_line
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
+from paris_swarm.expert.data.sources import NOT_STATED, Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 TEXT_COLUMNS = ("text", "caption", "prompt", "txt", "description", "top_caption")
@@ -99,7 +100,7 @@ def parquet_files(place: Path) -> list[Path]:
     """The parquet files at ``place`` (a file or a folder, searched through), by name."""
     if place.is_file():
         return [place] if place.suffix == ".parquet" else []
-    return sorted(path for path in place.rglob("*.parquet") if path.is_file()) if place.is_dir() else []
+    return files_below(place, ".parquet") if place.is_dir() else []
 
 
 class _Parquet:
@@ -134,7 +135,7 @@ class _Parquet:
             raise PrepareError(f"{path} is no readable parquet file ({first_line(error)})") from error
 
     def licences(self) -> list[dict[str, str]]:
-        return [{"what": "the images of the parquet files", "name": "not stated"}]
+        return [{"what": "the images of the parquet files", "name": NOT_STATED}]
 
     def fingerprint(self) -> str:
         return files_fingerprint(self._files)
@@ -216,7 +217,7 @@ class _SavedDataset:
         self._licence = (found.info.license or "").strip() if found.info is not None else ""
 
     def licences(self) -> list[dict[str, str]]:
-        return [{"what": "the images of the dataset", "name": self._licence[:200] or "not stated"}]
+        return [{"what": "the images of the dataset", "name": self._licence[:200] or NOT_STATED}]
 
     def fingerprint(self) -> str:
         return str(self._data._fingerprint)

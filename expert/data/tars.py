@@ -15,8 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from paris_swarm.expert.data.folders import files_below
 from paris_swarm.expert.data.pictures import CLASSES, MAX_IMAGE_BYTES, captioned, class_name, first_line
-from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped, files_fingerprint
+from paris_swarm.expert.data.sources import NOT_STATED, Captioned, PrepareError, Skipped, files_fingerprint
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXTS = ("txt", "text", "caption")
@@ -48,7 +49,7 @@ class TarSource:
         """The manifest's fields about this source."""
         return {
             "source": {"kind": "webdataset", "archives": len(self._files)},
-            "licences": [{"what": "the images of the archives", "name": "not stated"}],
+            "licences": [{"what": "the images of the archives", "name": NOT_STATED}],
         }
 
     def fingerprint(self) -> str:
@@ -94,7 +95,7 @@ def tar_files(place: Path) -> list[Path]:
     """The .tar files at ``place`` (a file or a folder, searched through), by name."""
     if place.is_file():
         return [place] if place.suffix == ".tar" else []
-    return sorted(path for path in place.rglob("*.tar") if path.is_file()) if place.is_dir() else []
+    return files_below(place, ".tar") if place.is_dir() else []
 
 
 def _caption(sample: _Sample) -> str:

@@ -17,8 +17,12 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from paris_swarm.expert.data.asked_network import UNMADE, check_asked
+
 MAX_DOWNLOAD = 8 << 30
 """Bytes of one encoder that are downloaded for its name alone. Paris's largest, CLIP ViT-L/14, has 1.7 GB."""
+MAX_BESIDE = 64 << 20
+"""Bytes of a vocabulary or a config. CLIP's tokenizer.json has 2 MB, that of a model of all languages some 30."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -44,7 +48,7 @@ def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
     if name is None:
         if not Path(place).is_dir():
             raise EncoderError(f"{place} is neither a folder here nor a hub name (owner/name): give {what}")
-        return Path(place)
+        return _check_beside(Path(place), files)
     try:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HTTPError, RevisionResolutionError
@@ -56,12 +60,15 @@ def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
         commit = HfApi().resolve_revision(name)
         listed = snapshot_download(name, allow_patterns=files, revision=commit, dry_run=True)
         _check_size(name, {each.filename: each.file_size for each in listed if each.will_download}, by_hand)
-        return Path(snapshot_download(name, allow_patterns=files, revision=commit))
+        return _check_beside(Path(snapshot_download(name, allow_patterns=files, revision=commit)), files)
     except EncoderError:
         raise
     except (OSError, ValueError, HTTPError, RevisionResolutionError) as error:  # what the hub and the network raise
+        cached = None
         with suppress(OSError, ValueError):
-            return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
+            cached = Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
+        if cached is not None:
+            return _check_beside(cached, files)
         first = str(error).strip().split("\n")[0][:200]
         raise EncoderError(
             f"{name} is not in the Hugging Face cache of this machine and could not be downloaded ({first}). On a "
@@ -83,6 +90,15 @@ def _check_size(name: str, sizes: Mapping[str, int | None], by_hand: str) -> Non
     )
 
 
+def _check_beside(folder: Path, files: Iterable[str]) -> Path:
+    """The folder, once what is read whole beside its weights is of a size that can be."""
+    for name in files:
+        path = folder / name
+        if path.suffix != ".safetensors" and path.is_file() and path.stat().st_size > MAX_BESIDE:
+            raise EncoderError(f"{path} has {path.stat().st_size:,} bytes, at most {MAX_BESIDE:,} are read")
+    return folder
+
+
 def missing_package() -> EncoderError:
     """What to say where diffusers or transformers is not installed."""
     return EncoderError("published encoders need diffusers and transformers: pip install 'paris-swarm[diffusers]'")
@@ -94,16 +110,18 @@ def load_whole(model_class: Any, folder: Path, *, more_is_fine: bool = False, **
     Their own loaders only warn of a tensor that is missing or has another shape, and leave it random. more_is_fine:
     whether the file may hold other models' tensors too.
 
-    Raises EncoderError: no readable safetensors of this class there, a tensor is missing, extra or not finite.
+    Raises EncoderError: no readable safetensors of this class there, its config asks for more than they hold, a tensor
+    is missing, extra or not finite.
     """
     name = model_class.__name__
     try:
+        check_asked(model_class, folder)
         with no_bar():
             model, said = model_class.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0][:300]
+    except UNMADE as error:
+        first = str(error).strip().split("\n")[0][:400]
         raise EncoderError(f"{folder} holds no {name} that can be read from safetensors files ({first})") from error
     odd = [*said["missing_keys"], *(str(each) for each in said.get("mismatched_keys", ()))]
     if not more_is_fine:

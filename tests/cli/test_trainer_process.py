@@ -57,7 +57,7 @@ def long_job(data: Path, room: Path) -> TrainJobFile:
 
 
 def start(job: TrainJobFile, work: Path, **changes: Any) -> subprocess.Popen[str]:
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     job = replace(job, work=str(work), **changes)
     job.write(work / "job.json")
     return subprocess.Popen(
@@ -118,6 +118,16 @@ def test_two_processes_that_share_each_batch_learn_what_one_learns(long_job: Tra
             torch.testing.assert_close(
                 tensor, other[key], rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
             )
+
+
+def test_what_an_earlier_run_left_is_told_again(long_job: TrainJobFile, tmp_path: Path) -> None:
+    """Its peer may have died before it published it, at the last step even: the next one has it to publish."""
+    (saved,) = [word for word in words(start(long_job, tmp_path / "work", until=2)) if word["event"] == "checkpoint"]
+    said = words(start(long_job, tmp_path / "work", until=2, metrics="jsonl"))
+    (told,) = [word for word in said if word["event"] == "checkpoint"]
+    assert told.pop("seconds") == 0 < saved.pop("seconds"), "what a checkpoint takes is not learnt from one on disk"
+    assert told == saved
+    assert "probe_loss" not in (tmp_path / "work" / "training.jsonl").read_text(), "it is no new point of the curve"
 
 
 def test_the_time_to_end_grows_with_what_a_checkpoint_takes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ from paris_swarm.expert.checkpoint import CheckpointError, read_state
 from paris_swarm.expert.provenance import chip, cpu_model, environment, flushes_denormals
 from paris_swarm.expert.rows import Rows, select_rows
 from paris_swarm.expert.task import ExpertTask
-from paris_swarm.expert.training import CheckpointReport, TrainJob, train
+from paris_swarm.expert.training import CheckpointReport, ResumeReport, TrainJob, train
 from paris_swarm.router.task import RouterTask
 
 FROM, TO = 12, 24
@@ -287,6 +288,49 @@ def test_the_trainer_says_what_a_manifest_accepts(tmp_path: Path) -> None:
     assert (said.seed, said.recipe) == (3, small_task().recipe.digest())
     assert (said.environment.device, said.environment.threads) == ("cpu", 1)
     assert said.environment.chip == chip(torch.device("cpu"))
+
+
+def resumed(work: Path, **more: Any) -> tuple[CheckpointReport, CheckpointReport]:
+    """Goes on in a work folder: what the earlier run left there, and the new run's last checkpoint."""
+    reports = list(train(TrainJob(task(), work, threads=1, report_every_s=1e9, precision="fp32", **more)))
+    (begin,) = [report for report in reports if isinstance(report, ResumeReport)]
+    assert begin.left is not None
+    return begin.left, [report for report in reports if isinstance(report, CheckpointReport)][-1]
+
+
+def test_what_other_code_trained_stays_told_apart_from_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer was upgraded after a checkpoint that nobody had published yet."""
+    run(tmp_path, task(), until=4)
+    before = provenance.package_version()
+    same, later = resumed(tmp_path, until=8)
+    assert (same.step, same.facts["from_step"]) == (4, 0)
+    assert later.facts["from_step"] == 0, "the same code on the same machine: one piece, however often it was killed"
+    monkeypatch.setattr(provenance, "package_version", lambda task=None: "9.9+000000000000")
+    left, last = resumed(tmp_path, until=12)
+    assert (left.step, left.folder.name) == (8, "step-00000008")
+    assert left.probe_loss == read_state(left.folder).probe_loss
+    assert (left.facts["from_step"], left.facts["environment"]["package"]) == (0, before)
+    assert (last.facts["from_step"], last.facts["environment"]["package"]) == (8, "9.9+000000000000")
+
+
+def test_a_checkpoint_that_does_not_say_who_trained_it_says_nothing(tmp_path: Path) -> None:
+    """One that an older version left; and one that was fetched is told as the author of it, not as ours."""
+    folder = run(tmp_path / "work", task(), until=4)
+    path = folder / "state.json"
+    state = json.loads(path.read_text())
+    del state["facts"]
+    path.write_text(json.dumps(state))
+    left, last = resumed(tmp_path / "work", until=6)
+    assert left.facts == {}
+    assert last.facts["from_step"] == 4
+    fetched = list(train(TrainJob(task(), tmp_path / "mine", resume=last.folder, until=8, threads=1, precision="fp32")))
+    assert [report.left for report in fetched if isinstance(report, ResumeReport)] == [None]
+    assert [report.facts["from_step"] for report in fetched if isinstance(report, CheckpointReport)] == [6]
+    path.write_text(json.dumps({**state, "facts": "all mine"}))
+    with pytest.raises(CheckpointError, match="facts"):
+        read_state(folder)
 
 
 def test_rows_are_committed_to_as_a_set() -> None:
