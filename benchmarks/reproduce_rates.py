@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from reproduce_cells import World, write_json
-from reproduce_grid import DENSE, Arm, Scale
+from reproduce_grid import DENSE, Arm, Scale, faster
 
 from paris_swarm.expert.rows import Rows, select_rows
 from paris_swarm.expert.task import ExpertTask
@@ -65,9 +65,8 @@ def run_trial(world: World, trial: Trial) -> None:
     else:
         recipe = scale.expert_recipe(trial.arm.clusters, SEED, manifest)
         used = scale.expert_rates
-    own = recipe.train
-    factor = trial.factor / used  # the recipe's own rates hold the scale's factor already
-    short = replace(own, steps=max(1, scale.train.steps // SHARE), lr=own.lr * factor, matrix_lr=own.matrix_lr * factor)
+    # The recipe's own rates hold the scale's factor already.
+    short = replace(faster(recipe.train, trial.factor / used), steps=max(1, scale.train.steps // SHARE))
     rows = Rows(world.data, select_rows(world.data, labels, trial.slot, world.digests))
     task = ExpertTask(replace(recipe, train=short), rows, world.probe(trial.arm, trial.slot))
     folder = world.out / "rates" / trial.name

@@ -40,11 +40,12 @@ from paris_swarm.router.drawn_rows import Drawing, draw_rows, drawn_labels
 from paris_swarm.router.ensemble import Ensemble, NullText
 from paris_swarm.router.figures import cluster_hits
 from paris_swarm.router.heads import HeadInputs, fit_head, head_inputs, joined, with_expert, without_expert
+from paris_swarm.router.labelled_rows import LabelledBatch
 from paris_swarm.router.model import Router
 from paris_swarm.router.partition import nearest, partition
 from paris_swarm.router.png import png_bytes
 from paris_swarm.router.recipe import RouterRecipe, named_router_recipe
-from paris_swarm.router.task import LabelledBatch, RouterProbe, RouterTask, build_router
+from paris_swarm.router.task import RouterProbe, RouterTask, build_router
 
 CLUSTERS = 4
 PROMPTS = 16

@@ -18,7 +18,7 @@ from paris_swarm.swarm.transport import TransportError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from paris_swarm.router.folder import SlotSource
+    from paris_swarm.router.folder_writing import SlotSource
     from paris_swarm.router.lock import Deciding
 
 RIVALS = 8
@@ -104,7 +104,7 @@ def deciding_record(gathered: Gathered, rows: ProbeRows) -> Deciding:
 async def _take(
     here: Connected, candidate: Candidate, bars: Progress, deciding: ProbeRows | None, whole: bool
 ) -> Found:
-    from paris_swarm.router.folder import SlotSource
+    from paris_swarm.router.folder_writing import SlotSource
 
     node = here.node
     task = bars.add_task(f"slot {candidate.slot}, step {candidate.announcement.step}", total=None)

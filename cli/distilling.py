@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from paris_swarm.expert.rows import Rows
     from paris_swarm.router.distill import DistillRecipe, DistillTask
     from paris_swarm.router.drawn_rows import DrawnProgress
-    from paris_swarm.router.folder import SlotSource
+    from paris_swarm.router.folder_writing import SlotSource
     from paris_swarm.router.verify import VerifiedFolder
 
 SETTINGS = "settings.json"
@@ -235,7 +235,7 @@ def announce(identity: Identity, plan: PlanFolder, checkpoint: Path) -> SlotSour
         Incomplete: it is not below its bar, so nobody could assemble it.
     """
     from paris_swarm.expert.checkpoint import read_state
-    from paris_swarm.router.folder import SlotSource
+    from paris_swarm.router.folder_writing import SlotSource
     from paris_swarm.router.layout import EMA_FILE
 
     state = read_state(checkpoint)

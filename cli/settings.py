@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from paris_swarm.cli.exits import Usage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,6 +140,13 @@ def settings(context: typer.Context, home: Path | None, as_json: bool) -> Settin
 
         chosen = user_data_dir("paris-swarm")
     return Settings(Path(chosen).expanduser().absolute(), as_json or bool(shared.get("json")))
+
+
+def check_compiler() -> None:
+    """Raises Usage where ``--compile`` would find no C++ compiler on this machine."""
+    compilers = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+    if not any(shutil.which(name) for name in compilers if name):
+        raise Usage("--compile needs a C++ compiler (g++ or clang++), and none is on the PATH")
 
 
 def pick_device(name: str) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from paris_swarm.cli.exits import Usage
+from paris_swarm.cli.settings import check_compiler
 from paris_swarm.swarm.trainer import TrainedCheckpoint, TrainerEvent, TrainFailed, TrainProgress
 
 STOP_SECONDS = 30.0
@@ -68,9 +68,8 @@ def check_choices(choices: TrainerChoices, device: str, batches: Iterable[int]) 
                 raise Usage(f"--processes {choices.processes}: this machine has {torch.cuda.device_count()} GPUs")
     if choices.metrics == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise Usage("--metrics tensorboard needs tensorboard: pip install 'paris-swarm[tensorboard]'")
-    compilers = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
-    if choices.compiled and not any(shutil.which(name) for name in compilers if name):
-        raise Usage("--compile needs a C++ compiler (g++ or clang++), and none is on the PATH")
+    if choices.compiled:
+        check_compiler()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +142,7 @@ class TrainerProcess:
             finished = finished or report["event"] in ("done", "stopped")
             if report["event"] == "progress":
                 self._step_seconds = float(report["step_s"])
-            if report["event"] == "checkpoint":
+            if report["event"] == "checkpoint" and report["seconds"]:  # none: an earlier run wrote it
                 self._save_seconds = max(float(report["seconds"]), 1.0)
             event = _event(report)
             if event is not None:

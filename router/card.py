@@ -13,7 +13,8 @@ from paris_swarm.router.lock import Deciding, LockedSlot
 
 _USE = """\
 With diffusers (0.42.1 was tried), torch and transformers, and nothing else. It runs `pipeline.py` and
-`ddm_components.py` of this folder, which is why it asks for trust: verify first.
+`ddm_components.py` of this folder, which is why it asks for trust: verify first (it says too whether they are
+what paris-swarm writes, for a signature alone does not say what code does).
 
 ```python
 from diffusers import DiffusionPipeline
@@ -142,6 +143,8 @@ def _taught(plan: OpenedPlan) -> str | None:
         "|---|---|",
         *(f"| {_plain(str(cluster))} | `{_plain(str(root))}` |" for cluster, root in named.items()),
     ]
+    if not named:  # a student of more teachers than its plan has room to name
+        lines = [*lines[:2], lines[2].removesuffix(":") + ", whose lock names them."]
     return "\n".join(lines)
 
 

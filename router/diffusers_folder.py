@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paris_swarm.dht_schemas.canonical import parse_json
 from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.dht_schemas.plan import OpenedPlan
 from paris_swarm.router.bundle import bundle
@@ -50,7 +51,8 @@ _CODE = "paris_swarm.router.pipeline_code"
 _HEADING = """{what}, as paris-swarm {room} has it.
 
 Written by `paris-swarm assemble` from its own sources, named above each part; needs torch, diffusers and transformers.
-The lock of this folder binds these bytes: `paris-swarm verify` says whether they are as they were signed.
+The lock of this folder binds these bytes: `paris-swarm verify` says whether they are as they were signed, and whether
+they are what the installed release writes.
 """
 Content = bytes | Path
 """What a file holds: bytes, or a file to copy."""
@@ -222,8 +224,10 @@ def null_caption(probe: Path) -> bytes:
     try:
         with safe_open(probe, framework="numpy") as file:
             states, length = file.get_tensor("null_states"), int(file.get_tensor("null_length").reshape(-1)[0])
-    except (SafetensorError, OSError, IndexError) as error:
+    except (SafetensorError, OSError, IndexError, OverflowError, ValueError) as error:
         raise ValueError(f"{probe} holds no null caption: {error}") from error
+    if states.ndim != 2 or not 0 <= length <= len(states):
+        raise ValueError(f"{probe} holds no null caption: {length} tokens of states {list(states.shape)}")
     return bytes(save({"null_states": states[:length].copy()}, metadata={"format": "pt"}))
 
 
@@ -239,13 +243,26 @@ def components_source() -> bytes:
     return bundle(f"{_CODE}.components", ["DDMExperts", "DDMRouter"], heading=heading).encode("utf-8")
 
 
+def code_here(verified: VerifiedFolder) -> dict[str, bool]:
+    """The code that diffusers would run, by its path in the folder: whether it is what this release writes.
+
+    The lock says only that the assembler signed it, and he may have signed anything. What differs is another release's,
+    or his own.
+    """
+    written = {PIPELINE_FILE: pipeline_source}
+    written |= dict.fromkeys((f"experts/{COMPONENTS_FILE}", f"{ROUTER}/{COMPONENTS_FILE}"), components_source)
+    here = sorted(written.keys() & {file.path for file in verified.lock.files})
+    return {path: verified.read(path) == written[path]() for path in here}
+
+
 def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str | None = None, **components: Any) -> Any:
     """The DDMPipeline of an assembled folder, verified first, by the code of this package: no trust in the folder's.
 
     components: scheduler, text_encoder, tokenizer or vae to use instead of what lies in the folder.
 
     Raises:
-        FolderError: the folder does not verify, or names components of classes that `assemble` does not write.
+        FolderError: the folder does not verify, names components of classes that `assemble` does not write, or has
+            settings for diffusers that are not those of its plan.
         WeightsRefused: its weights are not those of its configs.
         EncoderError: its VAE or text encoder is not the plan's.
         ImportError: diffusers or transformers is not installed (extra `diffusers`).
@@ -264,9 +281,16 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
     verified = verify_folder(folder, plan_id=plan_id)
     path = verified.path
     index = json.loads(verified.read(MODEL_INDEX))
+    slots = verified.lock.slots
+    for where, wanted in (
+        (SCHEDULER_CONFIG, scheduler_config()),
+        (EXPERTS_CONFIG, experts_config(verified.plan, slots)),
+    ):
+        if _settings(verified.read(where)) != _settings(wanted):
+            raise LockDisagrees("other settings than `assemble` writes for this plan", where=where)
     parts: dict[str, Any] = {"experts": DDMExperts.from_pretrained(path / "experts", torch_dtype=torch_dtype)}
     parts["router"] = None
-    if ROUTER in {slot.slot for slot in verified.lock.slots}:
+    if ROUTER in {slot.slot for slot in slots}:
         parts["router"] = DDMRouter.from_pretrained(path / ROUTER, torch_dtype=torch_dtype)
     parts["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
     for name, classes in TRANSFORMERS_CLASSES.items():
@@ -286,6 +310,14 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
         vae = plan_vae(verified.plan, path / "vae").model
         parts["vae"] = vae if torch_dtype is None else vae.to(torch_dtype)
     return DDMPipeline(**{**parts, **components})
+
+
+def _settings(data: bytes | bytearray) -> dict[str, Any]:
+    """A config of diffusers, but for the release that it was tried with."""
+    value = parse_json(bytes(data))
+    return (
+        {name: each for name, each in value.items() if name != "_diffusers_version"} if isinstance(value, dict) else {}
+    )
 
 
 def _check_minilm(verified: VerifiedFolder) -> None:

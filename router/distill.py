@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.provenance import RowsUsed
-from paris_swarm.expert.flow import interpolate, sample_t
+from paris_swarm.expert.flow import interpolate
 from paris_swarm.expert.model import Expert
 from paris_swarm.expert.recipe import ModelConfig, Recipe, TrainConfig, recipe_digest
-from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
+from paris_swarm.expert.rows import Rows
 from paris_swarm.expert.task import Examples, build_expert
 from paris_swarm.expert.verify import Probe, expert_probe_loss
 from paris_swarm.router.ensemble import Network
-from paris_swarm.router.task import LabelledBatch
+from paris_swarm.router.labelled_rows import LabelledBatch, LabelledRows
 
 STARTS = ("fresh", "mean")
 
@@ -93,19 +93,10 @@ class DistillTask:
         teacher: Callable[[int], Network],
         probe: Probe,
     ) -> None:
-        if int(rows.rows.max()) >= len(labels):
-            raise ValueError(f"one label a row is needed: {len(labels)} labels, but a row {int(rows.rows.max())}")
-        own = np.asarray(labels)[rows.rows].astype(np.int64)
-        if own.min() < 0 or own.max() >= len(recipe.teachers):
-            raise ValueError(
-                f"labels must lie in 0..{len(recipe.teachers) - 1}, got {int(own.min())} to {int(own.max())}"
-            )
         self._recipe = recipe
-        self._rows = rows
-        self._labels = own
+        self._rows = LabelledRows(rows, labels, len(recipe.teachers), recipe.train)
         self._teacher = teacher
         self._probe = probe
-        self._order = BatchOrder(len(rows), recipe.train.batch, recipe.train.seed)
 
     @property
     def recipe(self) -> DistillRecipe:
@@ -114,7 +105,7 @@ class DistillTask:
 
     def rows_used(self) -> RowsUsed:
         """Which rows it is trained on, and with which label each."""
-        return self._rows.used(self._labels)
+        return self._rows.used()
 
     def build_model(self) -> Expert:
         """The student with initial weights that depend on the recipe's seed alone."""
@@ -131,19 +122,13 @@ class DistillTask:
 
     def batch(self, step: int) -> LabelledBatch:
         """The labelled rows of `step`, on the CPU."""
-        positions = self._order.positions(step)
-        batch = self._rows.batch(positions)
-        return LabelledBatch(batch.x0, batch.states, batch.mask, torch.from_numpy(self._labels[positions]))
+        return self._rows.batch(step)
 
     def draw(self, batch: LabelledBatch, generator: torch.Generator) -> Examples:
         """Times, noise and dropped captions of `batch` from `generator`."""
-        config = self._recipe.train
-        device = batch.x0.device
-        t = sample_t(batch.x0.shape[0], config, generator, device)  # [B]
-        noise = torch.randn(batch.x0.shape, generator=generator, device=device)  # [B, C, H, W]
-        states, mask = drop_captions(batch.states, batch.mask, self._rows.null, config.condition_dropout, generator)
-        x = interpolate(batch.x0, noise, t)  # [B, C, H, W]
-        return Examples(t, {"x": x, "states": states, "mask": mask, "labels": batch.labels})
+        drawn = self._rows.draw(batch, generator)
+        x = interpolate(batch.x0, drawn.noise, drawn.t)  # [B, C, H, W]
+        return Examples(drawn.t, {"x": x, "states": drawn.states, "mask": drawn.mask, "labels": batch.labels})
 
     def losses(self, model: nn.Module, examples: Examples) -> Tensor:
         """Mean squared distance from the teacher's velocity, of each example: float32 [B]."""

@@ -89,7 +89,8 @@ def draw(
     result does not depend on `batch` beyond float rounding.
 
     Raises:
-        ValueError: no prompts, shapes that do not agree, n, batch or steps below 1, no such strategy or sampler.
+        ValueError: no prompts, shapes that do not agree, n, batch or steps below 1, a guidance below 0 or without end,
+            no such strategy or sampler.
     """
     caption_states = torch.as_tensor(np.array(states) if isinstance(states, np.ndarray) else states)
     caption_lengths = torch.as_tensor(np.array(lengths)).to(torch.int64)
@@ -100,6 +101,8 @@ def draw(
         )
     if n < 1 or batch < 1:
         raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance must be a number of at least 0, got {guidance}")
     times(steps)
     solve = named_sampler(sampler) if isinstance(sampler, str) else sampler
     needs_draws = Strategy.parse(strategy, ensemble.clusters).draws

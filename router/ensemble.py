@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paris_swarm.dht_schemas.fields import ROUTER
 from paris_swarm.router.resident import Resident
 from paris_swarm.router.strategies import Strategy
 
@@ -21,16 +22,25 @@ Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class MissingExperts(ValueError):
-    """Experts (or the router) of the plan are not here. Fetch them, or allow sampling without them: the pictures then
-    say how much of the router's weight went elsewhere."""
+    """Experts (or the router) of the plan are not here. Fetch them, or allow sampling without some of the experts: the
+    pictures then say how much of the router's weight went elsewhere. none_here: no expert is."""
 
-    def __init__(self, missing: Iterable[int | str]) -> None:
+    def __init__(self, missing: Iterable[int | str], *, none_here: bool = False) -> None:
         self.missing = tuple(str(slot) for slot in missing)
-        named = ["the router" if slot == "router" else f"expert {slot}" for slot in self.missing]
-        super().__init__(
-            f"not here: {', '.join(named)}. Assemble again once they are published, or allow missing experts: weight "
-            "the router gives to them then goes to the others, and each picture says how much"
-        )
+        named = ["the router" if slot == ROUTER else f"expert {slot}" for slot in self.missing]
+        if ROUTER in self.missing:
+            way_out = (
+                "without a router nothing says which expert a picture needs (`paris-swarm router rows` gives rows to "
+                "train one from the experts alone)"
+            )
+        elif none_here:
+            way_out = "without any expert there is nothing to draw with"
+        else:
+            way_out = (
+                "or allow missing experts: weight the router gives to them then goes to the others, and each picture "
+                "says how much"
+            )
+        super().__init__(f"not here: {', '.join(named)}. Assemble again once they are published; {way_out}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Ensemble:
         missing: list[int | str] = [k for k in range(clusters) if k not in experts]
         without_router = router is None and clusters > 1
         if (missing and not (allow_missing and experts)) or without_router:
-            raise MissingExperts([*missing, *(["router"] if without_router else [])])
+            raise MissingExperts([*missing, *([ROUTER] if without_router else [])], none_here=not experts)
         self.clusters = clusters
         self.missing = tuple(k for k in range(clusters) if k not in experts)
         self.null = null

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paris_swarm.expert.flow import interpolate
+from paris_swarm.router.labelled_rows import LabelledBatch
 from paris_swarm.router.model import Router
-from paris_swarm.router.task import LabelledBatch
 
 RIDGE = 1e-4
 """Weight of the squared length of w_new, in nats a sample: separable clusters have no finite best fit without it."""

@@ -49,7 +49,7 @@ def provenance(origin: Origin, *, shares: NDArray[np.float32] | None = None, red
         "strategy": origin.strategy,
         "sampler": origin.sampler,
         "steps": str(origin.steps),
-        "guidance": f"{origin.guidance:g}",
+        "guidance": repr(float(origin.guidance)).removesuffix(".0"),  # every digit: the same picture again
         "plan": origin.plan_id,
         "assembly": origin.assembly,
         "software": "paris-swarm",

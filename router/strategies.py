@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NAMES = "top-1, top-2, ..., full, threshold-TAU, sample, nucleus-P, adaptive or oracle"
+NAMES = (
+    "top-1, top-2, ..., full, threshold-TAU (as threshold-0.05), sample, nucleus-P (as nucleus-0.9), adaptive or oracle"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Strategy:
     value: float = 0.0
 
     @classmethod
-    def parse(cls, text: str, clusters: int) -> Strategy:
-        """The strategy called `text` for `clusters` experts.
+    def parse(cls, text: str, clusters: int | None) -> Strategy:
+        """The strategy called `text` for `clusters` experts, None where nobody knows yet how many.
 
         Raises:
             ValueError: no such strategy, more experts than there are, or tau or p outside 0..1.
@@ -41,7 +43,7 @@ class Strategy:
             return cls(text)
         if match := re.fullmatch(r"top-([1-9][0-9]{0,3})", text):
             kept = int(match[1])
-            if kept > clusters:
+            if clusters is not None and kept > clusters:
                 raise ValueError(f"the strategy {text} needs {kept} experts, the plan has {clusters}")
             return cls("top", kept)
         if match := re.fullmatch(r"(threshold|nucleus)-((?:0|1)?\.?[0-9]{1,6})", text):

@@ -19,34 +19,19 @@ from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.provenance import RowsUsed
 from paris_swarm.expert.checkpoint import load_weights
-from paris_swarm.expert.flow import interpolate, sample_t
+from paris_swarm.expert.flow import interpolate
 from paris_swarm.expert.memory import check_forward
 from paris_swarm.expert.model import seeded
-from paris_swarm.expert.rows import BatchOrder, Rows, drop_captions
+from paris_swarm.expert.rows import Rows
 from paris_swarm.expert.task import Examples
 from paris_swarm.expert.verify import BAR_MARGIN, BATCH, PROBE_TIMES, Probe, load_probe
+from paris_swarm.router.labelled_rows import LabelledBatch, LabelledRows
 from paris_swarm.router.model import Router
 from paris_swarm.router.recipe import RouterRecipe
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the task
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """x0 float32 [B, C, H, W] in -1..1; states float32 [B, L, D]; mask bool [B, L]; labels int64 [B], the clusters."""
-
-    x0: Tensor
-    states: Tensor
-    mask: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> LabelledBatch:
-        """The same batch on `device`."""
-        if self.x0.device == device:
-            return self
-        return LabelledBatch(self.x0.to(device), self.states.to(device), self.mask.to(device), self.labels.to(device))
 
 
 class RouterTask:
@@ -68,21 +53,14 @@ class RouterTask:
         drawn_by: Mapping[str, str] | None = None,
     ) -> None:
         clusters = recipe.model.clusters
-        if int(rows.rows.max()) >= len(labels):
-            raise ValueError(f"one label a row is needed: {len(labels)} labels, but a row {int(rows.rows.max())}")
-        own = np.asarray(labels)[rows.rows].astype(np.int64)
-        counts = np.bincount(own.clip(min=0), minlength=clusters)
-        if own.min() < 0 or len(counts) > clusters:
-            raise ValueError(f"labels must lie in 0..{clusters - 1}, got {int(own.min())} to {int(own.max())}")
+        self._rows = LabelledRows(rows, labels, clusters, recipe.train)
+        counts = np.bincount(self._rows.labels, minlength=clusters)
         if not counts.all():
             empty = np.flatnonzero(counts == 0).tolist()
             raise ValueError(f"a router needs rows of every cluster; there are none of {empty}")
         self._recipe = recipe
-        self._rows = rows
-        self._labels = own
         self._probe = probe
         self._drawn_by = None if drawn_by is None else dict(drawn_by)
-        self._order = BatchOrder(len(rows), recipe.train.batch, recipe.train.seed)
 
     @property
     def recipe(self) -> RouterRecipe:
@@ -91,7 +69,7 @@ class RouterTask:
 
     def rows_used(self) -> RowsUsed:
         """Which rows it is trained on, and with which label each, for the checkpoint's provenance."""
-        used = self._rows.used(self._labels)
+        used = self._rows.used()
         if self._drawn_by is None:
             return used
         return RowsUsed.model_validate({**used.model_dump(), "drawn_by": self._drawn_by})
@@ -105,19 +83,13 @@ class RouterTask:
 
     def batch(self, step: int) -> LabelledBatch:
         """The labelled rows of `step`, on the CPU."""
-        positions = self._order.positions(step)
-        batch = self._rows.batch(positions)
-        return LabelledBatch(batch.x0, batch.states, batch.mask, torch.from_numpy(self._labels[positions]))
+        return self._rows.batch(step)
 
     def draw(self, batch: LabelledBatch, generator: torch.Generator) -> Examples:
         """Times, noise and dropped captions of `batch` from `generator`."""
-        config = self._recipe.train
-        device = batch.x0.device
-        t = sample_t(batch.x0.shape[0], config, generator, device)  # [B]
-        noise = torch.randn(batch.x0.shape, generator=generator, device=device)  # [B, C, H, W]
-        states, mask = drop_captions(batch.states, batch.mask, self._rows.null, config.condition_dropout, generator)
-        parts = {"x0": batch.x0, "noise": noise, "states": states, "mask": mask, "labels": batch.labels}
-        return Examples(t, parts)
+        drawn = self._rows.draw(batch, generator)
+        captions = {"states": drawn.states, "mask": drawn.mask}
+        return Examples(drawn.t, {"x0": batch.x0, "noise": drawn.noise, **captions, "labels": batch.labels})
 
     def losses(self, model: nn.Module, examples: Examples) -> Tensor:
         """Cross-entropy in nats of each example: float32 [B]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from paris_swarm.router.folder_errors import (
 from paris_swarm.router.layout import (
     EMA_FILE,
     EXPERTS_CONFIG,
+    MODEL_INDEX,
     announcement_path,
     bound_fields,
     config_path,
@@ -125,6 +126,12 @@ def _read_lock(folder: Path) -> OpenedLock:
     if not lock_path.is_file() or lock_path.is_symlink():
         if lock_path.is_symlink():
             raise NotPlainFile("a link", where=LOCK_FILE)
+        if not folder.is_dir():
+            raise NotAssembled(f"{folder} is no folder" if folder.exists() else f"{folder} is not there")
+        if (folder / MODEL_INDEX).is_file():
+            raise NotAssembled(
+                f"{folder} has no {LOCK_FILE}: a diffusers model that nobody signed, for diffusers alone"
+            )
         raise NotAssembled(f"{folder} has no {LOCK_FILE}")
     with _open_plain(lock_path) as stream:
         data = stream.read(MAX_LOCK + 1)
@@ -139,7 +146,7 @@ def _check_files(folder: Path, lock: Lock, on_progress: Callable[[int, int], Non
     problems: list[FolderError] = []
     allowed_folders = {parent for file in lock.files for parent in _parents(file.path)}
     present: set[str] = set()
-    for path, kind in _entries(folder, ""):
+    for path, kind in _entries(folder, "", allowed_folders):
         if kind == "folder":
             if path not in allowed_folders:
                 problems.append(ExtraFile("a folder that was not locked", where=quoted_path(path)))
@@ -288,8 +295,11 @@ def _parents(path: str) -> Iterator[str]:
         yield "/".join(names[:count])
 
 
-def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
-    """(relative path, kind) of everything below a folder, links not followed; kind "folder", "plain" or what it is."""
+def _entries(folder: Path, prefix: str, known: Set[str]) -> Iterator[tuple[str, str]]:
+    """(relative path, kind) of everything below a folder, links not followed; kind "folder", "plain" or what it is.
+
+    Folders that are not `known` are named and not looked into: one is refused as a whole, however deep it goes.
+    """
     with os.scandir(folder) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
@@ -298,7 +308,8 @@ def _entries(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
             yield path, "link"
         elif entry.is_dir(follow_symlinks=False):
             yield path, "folder"
-            yield from _entries(folder / entry.name, f"{path}/")
+            if path in known:
+                yield from _entries(folder / entry.name, f"{path}/", known)
         elif entry.is_file(follow_symlinks=False):
             yield path, "plain"
         else:

@@ -114,13 +114,18 @@ def hold(network: nn.Module, precision: str) -> nn.Module:
     Raises:
         ValueError: no such precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_precision(precision)
     if precision == "bf16":
         return Bfloat16(network)
     if precision == "int8":
         quantise(network)
     return network
+
+
+def check_precision(precision: str) -> None:
+    """Raises ValueError where there is no such precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 class Bfloat16(nn.Module):
@@ -168,11 +173,18 @@ def quantise(network: nn.Module) -> None:
                 parameter.data = parameter.detach().clone()
 
 
+STABLE_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
+"""Rows that a compiled network is asked for at once. torch compiles a network for eight shapes (its
+`recompile_limit`, which experts of one recipe share) and runs it uncompiled at any further one, with no more than a
+line in its log.
+"""
+
+
 class StableShapes(nn.Module):
     """A compiled network asked with few batch sizes only, so that it is compiled few times.
 
-    Groups of samples change their size with every step of every picture. They are filled up with copies of the last
-    sample to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half more work, a few shapes in all.
+    Groups of samples change their size with every step of every picture. They are cut into pieces of 32 rows, and the
+    last piece is filled up with copies of the last sample to one of STABLE_SIZES.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -182,13 +194,16 @@ class StableShapes(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """As the network's own: [B, ...]."""
-        count = x.shape[0]
-        rows = torch.arange(stable_size(count), device=x.device).clamp(max=count - 1)  # [padded B]
-        out: Tensor = self._compiled(*(part.index_select(0, rows) for part in (x, t, states, mask)))
-        return out[:count]
+        count, out, start = x.shape[0], [], 0
+        for size in stable_pieces(count):
+            rows = torch.arange(start, start + size, device=x.device).clamp(max=count - 1)  # [size]
+            out.append(self._compiled(*(part.index_select(0, rows) for part in (x, t, states, mask))))
+            start += size
+        return torch.cat(out)[:count]
 
 
-def stable_size(count: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `count`."""
-    power = 1 << max(count - 1, 0).bit_length()
-    return power // 4 * 3 if power >= 4 and count <= power // 4 * 3 else power
+def stable_pieces(count: int) -> list[int]:
+    """Sizes of the pieces, each of STABLE_SIZES, that `count` rows are cut into: 45 -> [32, 16]."""
+    largest = STABLE_SIZES[-1]
+    whole, rest = divmod(count, largest)
+    return [largest] * whole + [next(size for size in STABLE_SIZES if size >= rest)] * (rest > 0)

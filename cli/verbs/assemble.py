@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paris_swarm.cli.folder_options import TextEncoderFromOption, WrittenTextEncoderOption, WrittenVaeOption
 from paris_swarm.cli.settings import (
     CompressOption,
     DirectOption,
@@ -44,21 +45,9 @@ def assemble(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace an assembled folder that is already there.")
     ] = False,
-    text_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--text-encoder/--no-text-encoder",
-            help="Put the plan's text encoder (90 MB) into the folder, so that diffusers alone can take prompts.",
-        ),
-    ] = True,
-    text_encoder_from: Annotated[
-        str | None,
-        typer.Option("--text-encoder-from", help="Where the plan's CLIP text encoder lies: a folder or a hub name."),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option("--vae", help="Where the plan's VAE lies, if its experts draw latents: a folder or a hub name."),
-    ] = None,
+    text_encoder: WrittenTextEncoderOption = True,
+    text_encoder_from: TextEncoderFromOption = None,
+    vae: WrittenVaeOption = None,
     serve: Annotated[
         bool,
         typer.Option(
@@ -101,11 +90,13 @@ def assemble(
     from paris_swarm.cli.lifetime import until_interrupted
     from paris_swarm.cli.sizes import parse_limits
     from paris_swarm.cli.views import short, size
-    from paris_swarm.router.folder import write_folder
+    from paris_swarm.router.folder_writing import check_target, write_folder
+    from paris_swarm.router.layout import needed_slots
     from paris_swarm.swarm.home import HomeBusy
 
     if probe is not None and sealed is not None:
         raise Usage("either --probe or --sealed decides between checkpoints, not both")
+    check_target(out, replace)
     upload, limit = parse_limits(upload_limit, store_limit)
     owner = shared.open_home()
     wanted = resolve_invite(invite, owner)
@@ -133,7 +124,8 @@ def assemble(
             for refusal in gathered.refused:
                 shared.console.print(f"Refused: {refusal}", markup=False, style="yellow")
             plan = here.plan_folder.opened.plan
-            missing = [slot for slot in plan.slots if slot not in gathered.slots]
+            absent = [slot for slot in plan.slots if slot not in gathered.slots]
+            missing = list(needed_slots(here.plan_folder.opened, absent))
             if missing and not allow_missing:
                 raise Incomplete(
                     f"no verified checkpoint yet for slot {', '.join(missing)} of {', '.join(plan.slots)}; "

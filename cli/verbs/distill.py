@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paris_swarm.cli.folder_options import (
+    MemoryBudgetOption,
+    PlanOption,
+    TextEncoderFromOption,
+    WrittenTextEncoderOption,
+    WrittenVaeOption,
+    pinned_plan,
+)
 from paris_swarm.cli.settings import (
     CompileOption,
     DeviceOption,
@@ -61,27 +69,16 @@ def distill(
     checkpoint_every: Annotated[
         float, typer.Option(min=1, help="Seconds between checkpoints: what a kill may cost.")
     ] = 60,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="Expert weights kept in memory, e.g. 2GB (default: all of them).")
-    ] = None,
+    memory_budget: MemoryBudgetOption = None,
     micro_batch: MicroBatchOption = 0,
     recompute: RecomputeOption = False,
     compiled: CompileOption = False,
     threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 leaves torch's choice.")] = 0,
     device: DeviceOption = "auto",
-    text_encoder: Annotated[
-        bool,
-        typer.Option("--text-encoder/--no-text-encoder", help="Put the plan's text encoder (90 MB) into the folder."),
-    ] = True,
-    text_encoder_from: Annotated[
-        str | None,
-        typer.Option("--text-encoder-from", help="Where the plan's CLIP text encoder lies: a folder or a hub name."),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option("--vae", help="Where the plan's VAE lies, if its experts draw latents: a folder or a hub name."),
-    ] = None,
-    plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
+    text_encoder: WrittenTextEncoderOption = True,
+    text_encoder_from: TextEncoderFromOption = None,
+    vae: WrittenVaeOption = None,
+    plan: PlanOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,18 +101,20 @@ def distill(
         work_folder,
     )
     from paris_swarm.cli.encoders import folder_encoders
+    from paris_swarm.cli.outputs import check_outside
     from paris_swarm.cli.plan_folder import PlanFolder
     from paris_swarm.cli.settings import pick_device
     from paris_swarm.cli.student_plan import STUDENT, student_plan, student_recipe, usual_start
     from paris_swarm.expert.data.shards import PreparedData
     from paris_swarm.expert.training import StepSettings, TrainJob
     from paris_swarm.router.distill import DistillRecipe
-    from paris_swarm.router.folder import write_folder
+    from paris_swarm.router.folder_writing import write_folder
     from paris_swarm.router.verify import verify_folder
 
+    check_outside(out, folder, "-o")
     where = pick_device(device)
     budget = None if memory_budget is None else parse_size(memory_budget, option="--memory-budget")
-    verified = verify_folder(folder, plan_id=plan)
+    verified = verify_folder(folder, plan_id=pinned_plan(plan))
     teacher = PlanFolder(verified.path / "plan", verified.plan)
     own_recipe = student_recipe(verified.plan.plan, size=size, steps=steps, batch=batch, seed=seed)
     begin = start or usual_start(verified.plan.plan, own_recipe)

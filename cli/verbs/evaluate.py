@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paris_swarm.cli.folder_options import (
+    AllowMissingOption,
+    FolderVaeOption,
+    GuidanceOption,
+    MemoryBudgetOption,
+    PlanOption,
+    SamplerOption,
+    StepsOption,
+    pinned_plan,
+)
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
 from paris_swarm.cli.sizes import parse_size
 
@@ -28,15 +38,18 @@ def evaluate(
         Path, typer.Option("-o", "--out", help="Folder for tables, sheet and pictures; what is there is not redrawn.")
     ] = Path("evaluation"),
     strategy: Annotated[
-        list[str] | None, typer.Option("--strategy", help="What to measure; may be given several times (default: all).")
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            help="What to measure, as `sample --strategy` names it, or oracle (each caption's own cluster); may be "
+            "given several times (default: all).",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of the noise; intervals are over them.")] = 3,
     pictures: Annotated[int, typer.Option(min=4, help="Captions drawn a strategy and seed (at most).")] = 256,
-    sampler: Annotated[str, typer.Option(help="euler, heun or dpm++ (the last needs diffusers).")] = "euler",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 means none (default: what the plan recommends).")
-    ] = None,
+    sampler: SamplerOption = "euler",
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = None,
     inception: Annotated[
         Path | None,
         typer.Option("--inception", help="Folder with the InceptionV3 weights of the published FID, as safetensors."),
@@ -45,15 +58,11 @@ def evaluate(
         str | None,
         typer.Option("--features", help="The plan's image encoder, folder or hub name, where it is not built in."),
     ] = None,
-    vae: Annotated[
-        str | None, typer.Option("--vae", help="The plan's VAE, folder or hub name, where FOLDER holds none.")
-    ] = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="Expert weights kept in memory, e.g. 2GB (default: all that are used).")
-    ] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
+    vae: FolderVaeOption = None,
+    memory_budget: MemoryBudgetOption = None,
+    allow_missing: AllowMissingOption = False,
     device: DeviceOption = "auto",
-    plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
+    plan: PlanOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,6 +77,8 @@ def evaluate(
 
     from paris_swarm.cli.encoders import place_said
     from paris_swarm.cli.evaluating import FLOOR, Asked, Drawn, Evaluation, check_rows, choose_rows, default_strategies
+    from paris_swarm.cli.exits import Usage
+    from paris_swarm.cli.outputs import check_outside
     from paris_swarm.cli.plan_folder import PlanFolder
     from paris_swarm.cli.settings import pick_device
     from paris_swarm.dht_schemas.files import atomic_write
@@ -80,12 +91,17 @@ def evaluate(
     from paris_swarm.router.folder import open_folder
     from paris_swarm.router.layout import plan_guidance, pretty
     from paris_swarm.router.plan_facts import encoder_facts, picture_side
+    from paris_swarm.router.samplers import named_sampler
     from paris_swarm.router.strategies import Strategy
 
+    check_outside(out, folder, "-o")
+    named_sampler(sampler)
+    for name in strategy or ():
+        Strategy.parse(name, None)
     where = pick_device(device)
     assembled = open_folder(
         folder,
-        plan_id=plan,
+        plan_id=pinned_plan(plan),
         device=where,
         allow_missing=allow_missing,
         memory_budget=None if memory_budget is None else parse_size(memory_budget, option="--memory-budget"),
@@ -103,11 +119,13 @@ def evaluate(
         plan_guidance(opened) if guidance is None else guidance,
     )
     for name in asked.strategies:
-        Strategy.parse(name, clusters)
+        if Strategy.parse(name, clusters).kind == "oracle" and assembled.missing:
+            raise Usage(f"--strategy oracle needs every expert; missing: {', '.join(assembled.missing)}")
     facts = opened.plan.data
     prepared = PreparedData.open(data)
-    check_rows(plan_folder, prepared, picture_side(facts))
+    encoder_facts(facts, "text", "its text encoder")
     image_encoder = encoder_facts(facts, "features", "its image encoder")
+    check_rows(plan_folder, prepared, picture_side(facts))
     extractor = named_feature_encoder(features or place_said(image_encoder), device=str(where))
     check_encoder(extractor, image_encoder, "image encoder")
     published: Extractor | None = None if inception is None else FidInception(inception)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from paris_swarm.cli.folder_options import PlanOption, pinned_plan
 from paris_swarm.cli.settings import HomeOption, JsonOption, settings
 
 
@@ -19,7 +20,7 @@ def export(
         bool,
         typer.Option("--extended", help="Write networks that the layout has no words for all the same, marked so."),
     ] = False,
-    plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
+    plan: PlanOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,10 +34,12 @@ def export(
 
     if not paris:
         raise Usage("say which layout to write: --paris (diffusers reads the assembled folder as it is)")
+    from paris_swarm.cli.outputs import check_outside
     from paris_swarm.router.folder import open_folder
     from paris_swarm.router.paris_layout import export_paris
 
-    model = open_folder(folder, plan_id=plan, allow_missing=True)
+    check_outside(out, folder, "OUT")
+    model = open_folder(folder, plan_id=pinned_plan(plan), allow_missing=True)
     written = export_paris(model, out, extended=extended)
     shared.answer(
         {"folder": str(out), "layout": "paris", "files": written, "plan": model.plan_id, "assembly": model.digest},

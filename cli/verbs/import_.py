@@ -27,7 +27,7 @@ def import_(
     Nobody signed such a folder and it has no lock, so `verify` and `sample` do not take it.
     """
     shared = settings(context, home, as_json)
-    from paris_swarm.router.paris_layout import import_paris, read_paris
+    from paris_swarm.router.paris_import import import_paris, read_paris
 
     stock = {"text_encoder": text_encoder, "tokenizer": tokenizer, "vae": vae}
     with shared.console.status("Comparing every tensor ..."):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paris_swarm.cli.folder_options import PlanOption, pinned_plan
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 FolderArgument = Annotated[Path, typer.Argument(help="Folder written by `assemble`.")]
-PlanOption = Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")]
 
 
 @app.command("report")
@@ -44,6 +44,7 @@ def report(
     from dataclasses import asdict
 
     from paris_swarm.cli.exits import Usage
+    from paris_swarm.cli.outputs import check_files
     from paris_swarm.cli.probing import load_slot, open_half, own_rows, sealed_half, union_of
     from paris_swarm.cli.router_views import report_table
     from paris_swarm.cli.tasks import ROUTER
@@ -56,7 +57,9 @@ def report(
 
     if probe is not None and sealed is not None:
         raise Usage("the router is judged by --probe ROWS or by --sealed FILE, not by both at once")
+    check_files({"--picture": picture}, folder=folder)
     verified, plan_folder = _verified(folder, plan)
+    _check_routed(folder, verified)
     if ROUTER in verified.lock.missing:
         raise Usage(
             f"{folder} has no router. To train one without anybody's data: paris-swarm router rows {folder} -o ROWS"
@@ -118,13 +121,16 @@ def rows(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from paris_swarm.cli.exits import Incomplete
+    from paris_swarm.cli.outputs import check_outside
     from paris_swarm.cli.probing import load_slot, open_half
     from paris_swarm.cli.settings import pick_device
     from paris_swarm.cli.tasks import ROUTER
     from paris_swarm.router.drawn_rows import Drawing, counts_by_share, draw_rows, planned_shares
     from paris_swarm.router.layout import weights_path
 
+    check_outside(out, folder, "-o")
     verified, plan_folder = _verified(folder, plan)
+    _check_routed(folder, verified)
     signed = verified.plan.plan
     clusters = [str(k) for k in range(signed.clusters)]
     if lacking := [slot for slot in clusters if slot in verified.lock.missing]:
@@ -161,9 +167,22 @@ def rows(
     )
 
 
+def _check_routed(folder: Path, verified: VerifiedFolder) -> None:
+    """Raises Usage where there is nothing to route: a student, or any plan of one cluster."""
+    from paris_swarm.cli.exits import Usage
+
+    plan = verified.plan.plan
+    if plan.clusters > 1:
+        return
+    kind = "a student, distilled into one model" if "distilled" in plan.data else "of a plan with one cluster"
+    raise Usage(
+        f"{folder} is {kind}: it draws every picture by itself, without a router, so there is none to judge or train"
+    )
+
+
 def _verified(folder: Path, plan: str | None) -> tuple[VerifiedFolder, PlanFolder]:
     from paris_swarm.cli.plan_folder import PlanFolder
     from paris_swarm.router.verify import verify_folder
 
-    verified = verify_folder(folder, plan_id=plan)
+    verified = verify_folder(folder, plan_id=pinned_plan(plan))
     return verified, PlanFolder(verified.path / "plan", verified.plan)

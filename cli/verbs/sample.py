@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from paris_swarm.cli.folder_options import (
+    AllowMissingOption,
+    FolderVaeOption,
+    GuidanceOption,
+    MemoryBudgetOption,
+    PlanOption,
+    SamplerOption,
+    StepsOption,
+    pinned_plan,
+)
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, settings
 from paris_swarm.cli.sizes import parse_size
+
+SHOWN_SIDE = 144
+"""Pixels along a side that small pictures are enlarged to, about."""
+MOST_SCALE = 32
 
 
 def sample(
@@ -18,13 +33,17 @@ def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; may be given several times.")],
     count: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 1,
     strategy: Annotated[
-        str, typer.Option(help="top-1, top-2, ..., full, threshold-TAU, adaptive, sample or nucleus-P.")
+        str,
+        typer.Option(
+            help="Which experts draw a step, by the router's probabilities: top-1 (the likeliest), top-2, ... (the "
+            "likeliest, mixed), full (all, mixed), threshold-0.05 (all of at least 0.05, mixed), adaptive (as many as "
+            "the router is in doubt about, mixed), sample (one, drawn), nucleus-0.9 (one, drawn from the likeliest "
+            "that make up 0.9)."
+        ),
     ] = "top-1",
-    sampler: Annotated[str, typer.Option(help="euler, heun or dpm++ (the last needs diffusers).")] = "euler",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 means none (default: what the plan recommends).")
-    ] = None,
+    sampler: SamplerOption = "euler",
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Picture i depends on (seed, i) and its prompt only.")] = 0,
     batch: Annotated[
         int, typer.Option(min=1, help="Pictures drawn at a time: fewer take less memory, and are the same pictures.")
@@ -32,29 +51,32 @@ def sample(
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write (a grid where there are several).")] = Path(
         "samples.png"
     ),
-    scale: Annotated[int, typer.Option(min=1, max=32, help="Enlarge every pixel this many times.")] = 6,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="Expert weights kept in memory, e.g. 2GB (default: all that are used).")
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_SCALE,
+            help=f"Enlarge every pixel this many times (default: to about {SHOWN_SIDE} pixels a side).",
+        ),
     ] = None,
+    memory_budget: MemoryBudgetOption = None,
     precision: Annotated[
         str, typer.Option(help="How expert weights are held: fp32, bf16 (half the memory) or int8 (a quarter).")
     ] = "fp32",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Use torch.compile: slow to begin, faster where many pictures are drawn.")
     ] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Draw although experts are missing.")] = False,
+    allow_missing: AllowMissingOption = False,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="PNG to write beside it: which expert drew at which step.")
     ] = None,
-    vae: Annotated[
-        str | None, typer.Option("--vae", help="The plan's VAE, folder or hub name, where FOLDER holds none.")
-    ] = None,
+    vae: FolderVaeOption = None,
     text_encoder: Annotated[
         str | None,
         typer.Option("--text-encoder", help="The plan's text encoder, folder or hub name, where FOLDER holds none."),
     ] = None,
     device: DeviceOption = "auto",
-    plan: Annotated[str | None, typer.Option("--plan", help="Plan id that the folder must be of.")] = None,
+    plan: PlanOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,19 +85,39 @@ def sample(
     import numpy as np
     from rich.progress import Progress
 
-    from paris_swarm.cli.settings import pick_device
+    from paris_swarm.cli.exits import Usage
+    from paris_swarm.cli.outputs import check_files
+    from paris_swarm.cli.settings import check_compiler, pick_device
     from paris_swarm.cli.text import encode_prompts
     from paris_swarm.cli.views import picture
     from paris_swarm.router.draw import DrawStep
     from paris_swarm.router.folder import open_folder
     from paris_swarm.router.layout import plan_guidance
     from paris_swarm.router.png import Origin, provenance, tile, write_grid
+    from paris_swarm.router.samplers import named_sampler
+    from paris_swarm.router.sidecar import sidecar, sidecar_path
+    from paris_swarm.router.strategies import Strategy
+    from paris_swarm.router.weights import check_precision
 
-    if any(not text.strip() for text in prompt):
-        raise ValueError("--prompt is empty: say what to draw")
+    beside = sidecar_path(out) if shared.as_json else None
+    check_files({"-o": out, "--trace": trace, "--json, beside -o,": beside}, folder=folder)
+    for each in prompt:
+        if not each.strip():
+            raise Usage("--prompt is empty: say what to draw")
+        if any("\ud800" <= letter <= "\udfff" for letter in each):
+            raise Usage("--prompt is no UTF-8 text: type it in a terminal whose locale is UTF-8")
+    if Strategy.parse(strategy, None).kind == "oracle":
+        raise Usage(
+            "--strategy oracle needs the true cluster of a picture, which a prompt does not say: `paris-swarm "
+            "evaluate` measures it on rows whose cluster is known"
+        )
+    named_sampler(sampler)
+    check_precision(precision)
+    if compiled:
+        check_compiler()
     assembled = open_folder(
         folder,
-        plan_id=plan,
+        plan_id=pinned_plan(plan),
         device=pick_device(device),
         allow_missing=allow_missing,
         precision=precision,
@@ -85,7 +127,13 @@ def sample(
     )
     if guidance is None:
         guidance = plan_guidance(assembled.verified.plan)
-    states, lengths = encode_prompts(assembled.verified.plan, prompt, folder=folder, place=text_encoder)
+
+    def note(text: str) -> None:
+        shared.console.print(text, markup=False, style="yellow", soft_wrap=True)
+
+    if vae is not None and assembled.verified.plan.plan.data.get("latents") is None:
+        note("--vae is not used: the plan's experts draw pixels.")
+    states, lengths = encode_prompts(assembled.verified.plan, prompt, folder=folder, place=text_encoder, note=note)
     with Progress(console=shared.console, transient=True) as bars:
         task = bars.add_task("drawing", total=None)
 
@@ -116,23 +164,21 @@ def sample(
         missing=assembled.missing,
         precision=precision,
     )
-    text = provenance(origin, shares=pictures.shares, redirected=float(pictures.redirected.mean()))
+    said = provenance(origin, shares=pictures.shares, redirected=float(pictures.redirected.mean()))
+    if scale is None:
+        scale = min(MOST_SCALE, max(1, SHOWN_SIDE // pictures.images.shape[2]))
     columns = grid_columns(len(pictures.images))
-    write_grid(out, pictures.images, columns=columns, scale=scale, text=text)
+    write_grid(out, pictures.images, columns=columns, scale=scale, text=said)
     if trace is not None:
         from paris_swarm.dht_schemas.files import atomic_write
         from paris_swarm.router.png import png_bytes
         from paris_swarm.router.trace import trace_picture
 
-        atomic_write(
-            trace, png_bytes(trace_picture(pictures.weights, [each for each in prompt for _ in range(count)]), text)
-        )
-    beside = None
-    if shared.as_json:
+        whose = [each for each in prompt for _ in range(count)]
+        atomic_write(trace, png_bytes(trace_picture(pictures.weights, whose), said))
+    if beside is not None:
         from paris_swarm.dht_schemas.files import atomic_write_json
-        from paris_swarm.router.sidecar import sidecar, sidecar_path
 
-        beside = sidecar_path(out)
         atomic_write_json(beside, sidecar(out, pictures, origin))
     if not shared.as_json and shared.console.is_terminal:
         width = shared.console.width
@@ -154,10 +200,17 @@ def sample(
             "plan": assembled.plan_id,
             "assembly": assembled.digest,
             "shares": shares,
+            "redirected": np.round(pictures.redirected, 4).tolist(),
             "missing": list(assembled.missing),
         },
-        f"{len(pictures.images)} pictures in {out}"
-        + (f" (experts missing: {', '.join(assembled.missing)})" if assembled.missing else ""),
+        f"{len(pictures.images)} picture{'s' * (len(pictures.images) > 1)} in {out}"
+        + (_lost(assembled.missing, float(pictures.redirected.mean())) if assembled.missing else ""),
+    )
+
+
+def _lost(missing: Sequence[str], redirected: float) -> str:
+    return (
+        f" (experts missing: {', '.join(missing)}; {redirected:.0%} of the router's weight was theirs, others drew it)"
     )
 
 

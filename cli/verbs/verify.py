@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from paris_swarm.cli.exits import Unverified, Usage
+from paris_swarm.cli.folder_options import PlanOption, pinned_plan
 from paris_swarm.cli.settings import HomeOption, JsonOption, Settings, settings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def verify(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder written by `assemble`; with --probe, a plan folder does too.")
     ] = None,
-    plan: Annotated[str | None, typer.Option("--plan", help="Plan id (or invite) that it must be of.")] = None,
+    plan: PlanOption = None,
     probe: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +82,6 @@ def verify(
     announced and with the plan's bars.
     """
     shared = settings(context, home, as_json)
-    from paris_swarm.dht_schemas.invite import Invite
 
     if folder is None and probe not in (None, OPEN):
         folder, probe = Path(str(probe)), OPEN  # `verify --probe FOLDER`
@@ -90,7 +90,7 @@ def verify(
     if probe is None and (sealed is not None or cross or picture is not None or data is not None):
         probe = OPEN  # each of these asks for probe losses
     own = Path(probe) if probe not in (None, OPEN) else None
-    pinned = Invite.parse(plan).plan_id if plan is not None and plan.startswith("paris:") else plan
+    pinned = pinned_plan(plan)
     if probe is not None and (folder / "plan.json").is_file() and not (folder / "lock.json").exists():
         if sealed is not None or own is not None or cross or picture is not None:
             raise Usage(f"{folder} is a plan folder: it has bars to check (--data DATA), but no weights to judge")
@@ -114,13 +114,17 @@ def _verify_assembled(
     picture: Path | None,
     brought: tuple[Path, ...],
 ) -> None:
+    from paris_swarm.cli.outputs import check_files
+    from paris_swarm.router.diffusers_folder import code_here
     from paris_swarm.router.layout import needed_slots
     from paris_swarm.router.verify import verify_folder
 
+    check_files({"--picture": picture}, folder=folder)
     verified = verify_folder(folder, plan_id=pinned)
     lock = verified.lock
     needed = needed_slots(verified.plan, lock.missing)
     missing = f" Missing: {', '.join(needed)}." if needed else ""
+    code = code_here(verified)
     report: dict[str, Any] = {
         "ok": True,
         "plan": lock.plan,
@@ -128,11 +132,20 @@ def _verify_assembled(
         "assembler": lock.assembler,
         "slots": [slot.model_dump() for slot in lock.slots],
         "missing": list(needed),
+        "own_code": code,
     }
     text = (
         f"Verified: {folder}\nPlan      {lock.plan}\nOrganiser {lock.organiser}\nAssembler {lock.assembler}\n"
         f"{len(lock.slots)} checkpoints, every file as signed.{missing}"
     )
+    if strange := [path for path, own in code.items() if not own]:
+        shared.console.print(
+            f"{' and '.join(strange)}: not what this release of paris-swarm writes, so another release's or the "
+            "assembler's own. diffusers runs it when told to trust remote code; `sample` never does.",
+            markup=False,
+            style="yellow",
+            soft_wrap=True,
+        )
     if not probe:
         shared.answer(report, text)
         return

@@ -4,7 +4,7 @@
     pipe("a red flag", seed=1).images[0].save("flag.png")
 
 Draws what `paris-swarm sample` draws for the same seed, steps, strategy and guidance. Diffusers does not look at
-lock.json: run `paris-swarm verify FOLDER` first, for this code is part of what it verifies.
+lock.json: run `paris-swarm verify FOLDER` first, which compares this code with the lock and with what it would write.
 """
 
 from __future__ import annotations

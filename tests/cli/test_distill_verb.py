@@ -60,6 +60,15 @@ def test_a_student_draws_without_a_router(student: Answer, tmp_path: Path) -> No
     assert "missing" not in read_text(tmp_path / "s.png")
 
 
+def test_nobody_is_sent_to_train_a_router_for_a_student(student: Answer, tmp_path: Path) -> None:
+    folder = student.json["folder"]
+    for more in (("report",), ("rows", "-o", tmp_path / "rows")):
+        answer = verb("router", more[0], folder, *more[1:])
+        assert answer.code == 2 and "a student" in answer.said and "without a router" in answer.said
+        assert "router rows" not in answer.said
+    assert not (tmp_path / "rows").exists()
+
+
 def test_diffusers_loads_a_student(student: Answer) -> None:
     folder = student.json["folder"]
     pipe = load_pipeline(folder)
@@ -106,7 +115,7 @@ def test_every_expert_is_needed_and_no_router(story: Story, data: Path, tmp_path
 def _without(story: Story, target: Path, slot: str) -> Path:
     """The assembled folder as it would be without one slot."""
     from paris_swarm.dht_schemas.identity import Identity
-    from paris_swarm.router.folder import SlotSource, write_folder
+    from paris_swarm.router.folder_writing import SlotSource, write_folder
     from paris_swarm.router.layout import announcement_path, manifest_path, weights_path
 
     verified = open_folder(story.model).verified

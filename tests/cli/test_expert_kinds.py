@@ -28,7 +28,7 @@ from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.dht_schemas.trusted import TrustedSwarm
 from paris_swarm.expert.data.shards import PreparedData
 from paris_swarm.expert.training import CheckpointReport, TrainJob, train
-from paris_swarm.router.folder import SlotSource, write_folder
+from paris_swarm.router.folder_writing import SlotSource, write_folder
 
 SLOTS = ("0", "1", "2", "router")
 KINDS = [

@@ -23,7 +23,7 @@ from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.expert.data.shards import PreparedData
 from paris_swarm.expert.training import CheckpointReport, TrainJob, train
 from paris_swarm.router.calibration import REPORT_TIMES
-from paris_swarm.router.folder import SlotSource, write_folder
+from paris_swarm.router.folder_writing import SlotSource, write_folder
 from paris_swarm.router.png import read_text
 from paris_swarm.router.verify import verify_folder
 from paris_swarm.swarm.home import Home

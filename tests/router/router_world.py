@@ -29,7 +29,7 @@ from paris_swarm.expert.rows import Rows, select_rows
 from paris_swarm.expert.task import ExpertTask
 from paris_swarm.expert.training import CheckpointReport, TrainJob, checkpoint_tables, train
 from paris_swarm.expert.verify import load_probe, write_probe_set
-from paris_swarm.router.folder import SlotSource
+from paris_swarm.router.folder_writing import SlotSource
 from paris_swarm.router.recipe import RouterConfig, RouterRecipe
 from paris_swarm.router.task import RouterTask, load_router_probe
 

@@ -27,12 +27,14 @@ from paris_swarm.expert.recipe import ModelConfig, plain_record
 from paris_swarm.router.bundle import CannotBundle, bundle
 from paris_swarm.router.diffusers_folder import (
     TextEncoderFiles,
+    code_here,
     components_source,
     load_pipeline,
     pipeline_source,
 )
-from paris_swarm.router.folder import open_folder, write_folder
+from paris_swarm.router.folder import open_folder
 from paris_swarm.router.folder_errors import ChangedFile, LockDisagrees
+from paris_swarm.router.folder_writing import write_folder
 from paris_swarm.router.layout import COMPONENTS_FILE, MODEL_INDEX, PIPELINE_FILE, TEXT_WEIGHTS, weights_path
 from paris_swarm.router.lock import LockedFile, open_lock, seal_lock
 from paris_swarm.router.pipeline_code.components import DDMExperts, DDMRouter, WeightsRefused
@@ -284,6 +286,39 @@ def test_our_own_loader_verifies_and_runs_no_code_of_the_folder(elsewhere, copie
     (copied / PIPELINE_FILE).write_text("raise SystemExit('ran')\n")
     with pytest.raises(ChangedFile, match=PIPELINE_FILE):
         load_pipeline(copied)
+
+
+def test_our_own_loader_takes_no_settings_that_the_assembler_made_up(world, tmp_path, monkeypatch):
+    """They are his to sign, and diffusers would build what they say."""
+    from paris_swarm.router import diffusers_folder
+
+    endless = json.loads(diffusers_folder.scheduler_config()) | {"num_train_timesteps": 10**12}
+    made_up = {
+        "scheduler": ("scheduler_config", lambda: json.dumps(endless).encode()),
+        "experts": ("experts_config", _with_guidance(diffusers_folder.experts_config)),
+    }
+    for part, (name, written) in made_up.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusers_folder, name, written)
+            folder = assemble(world, tmp_path / part, None)
+        verify_folder(folder)
+        with pytest.raises(LockDisagrees, match=f"{part}/.*other settings"):
+            load_pipeline(folder)
+
+
+def _with_guidance(written):
+    return lambda plan, slots: json.dumps(json.loads(written(plan, slots)) | {"guidance": 90.0}).encode()
+
+
+def test_code_that_an_assembler_wrote_himself_is_told_from_ours(world, whole, tmp_path, monkeypatch):
+    from paris_swarm.router import diffusers_folder
+
+    ours = {PIPELINE_FILE, f"experts/{COMPONENTS_FILE}", f"router/{COMPONENTS_FILE}"}
+    assert code_here(verify_folder(whole)) == dict.fromkeys(ours, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers_folder, "pipeline_source", lambda: b"import antigravity\n")
+        folder = assemble(world, tmp_path / "model", None)
+    assert code_here(verify_folder(folder)) == dict.fromkeys(ours, True) | {PIPELINE_FILE: False}
 
 
 def test_minilm_is_compared_with_its_pinned_files(copied, monkeypatch):

@@ -89,7 +89,7 @@ def test_each_row_is_taught_by_the_expert_of_its_own_cluster(data: LabelledData,
         alone = [part[row : row + 1] for part in (drawn.parts["x"], drawn.t, drawn.parts["states"])]
         torch.testing.assert_close(taught[row : row + 1], teachers[k](*alone, drawn.parts["mask"][row : row + 1]))
     of_rows = data.labels[select_rows(data, None, None, data.held_out)]
-    assert np.bincount(distilling._labels).tolist() == np.bincount(of_rows).tolist()
+    assert np.bincount(distilling._rows.labels).tolist() == np.bincount(of_rows).tolist()
 
 
 def test_a_teacher_sees_the_caption_that_the_student_sees(data: LabelledData, probe: Probe) -> None:

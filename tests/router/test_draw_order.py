@@ -154,3 +154,9 @@ def test_a_solver_of_ones_own_is_drawn_in_step() -> None:
     for budget in (None, 20_000):
         drawn(settled, budget, sampler=one_step, steps=1, batch=10)
     assert asked == [10, 10, 4] * 2
+
+
+@pytest.mark.parametrize("guidance", [float("inf"), float("nan"), -1.0])
+def test_a_guidance_that_no_picture_can_have_is_refused(guidance: float) -> None:
+    with pytest.raises(ValueError, match="guidance must be a number"):
+        drawn(settled, None, guidance=guidance)

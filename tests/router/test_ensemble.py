@@ -187,10 +187,13 @@ def test_missing_experts_are_refused_and_named():
     with pytest.raises(MissingExperts, match="expert 1, expert 2") as caught:
         Ensemble(K, experts, exact_router, NULL)
     assert caught.value.missing == ("1", "2")
-    with pytest.raises(MissingExperts, match="the router"):
+    assert "allow missing experts" in str(caught.value)
+    with pytest.raises(MissingExperts, match=r"the router.*router rows") as caught:
         Ensemble(K, experts, None, NULL, allow_missing=True)
-    with pytest.raises(MissingExperts):
+    assert "allow missing" not in str(caught.value), "it would not help"
+    with pytest.raises(MissingExperts, match="without any expert") as caught:
         Ensemble(K, {}, exact_router, NULL, allow_missing=True)
+    assert "allow missing" not in str(caught.value)
     with pytest.raises(ValueError, match="numbered 0 to 3"):
         Ensemble(K, {7: lambda: exact_expert(CLUSTERS[0])}, exact_router, NULL)
 

@@ -24,7 +24,7 @@ from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.records import Announcement
 from paris_swarm.router.card import model_card
 from paris_swarm.router.ensemble import MissingExperts
-from paris_swarm.router.folder import SlotSource, open_folder, write_folder
+from paris_swarm.router.folder import open_folder
 from paris_swarm.router.folder_errors import (
     ChangedFile,
     ExtraFile,
@@ -38,6 +38,7 @@ from paris_swarm.router.folder_errors import (
     OtherPlan,
     RecordRefused,
 )
+from paris_swarm.router.folder_writing import SlotSource, write_folder
 from paris_swarm.router.layout import announcement_path, config_path, manifest_path, weights_path
 from paris_swarm.router.lock import LockedFile, open_lock, seal_lock
 from paris_swarm.router.verify import verify_folder
@@ -292,11 +293,30 @@ def test_several_problems_are_all_named(folder):
     }
 
 
+def test_an_unlocked_folder_is_refused_as_a_whole_however_deep_it_goes(folder, monkeypatch):
+    """Whoever sends a folder can nest more folders in it than a walk has stack for."""
+    (folder / "__pycache__").mkdir()
+    monkeypatch.chdir(folder / "__pycache__")
+    for _ in range(1_500):
+        os.mkdir("d")
+        os.chdir("d")
+    try:
+        with pytest.raises(ExtraFile, match="__pycache__: a folder"):
+            verify_folder(folder)
+    finally:  # deeper than shutil.rmtree can clear up
+        for _ in range(1_500):
+            os.chdir("..")
+            os.rmdir("d")
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(NotAssembled):
+    with pytest.raises(NotAssembled, match=r"has no lock\.json"):
         verify_folder(tmp_path)
-    with pytest.raises(NotAssembled):
+    with pytest.raises(NotAssembled, match="is not there"):
         verify_folder(tmp_path / "nowhere")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(NotAssembled, match="nobody signed"):
+        verify_folder(tmp_path)
     (tmp_path / "lock.json").symlink_to("/dev/zero")
     with pytest.raises(NotPlainFile):
         verify_folder(tmp_path)

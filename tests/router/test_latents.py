@@ -32,8 +32,9 @@ from paris_swarm.expert.data.weights_folder import EncoderError
 from paris_swarm.expert.training import CheckpointReport, TrainJob, train
 from paris_swarm.router.diffusers_folder import load_pipeline
 from paris_swarm.router.encoder_files import OtherEncoder
-from paris_swarm.router.folder import SlotSource, open_folder, write_folder
+from paris_swarm.router.folder import open_folder
 from paris_swarm.router.folder_errors import LockDisagrees
+from paris_swarm.router.folder_writing import SlotSource, write_folder
 from paris_swarm.router.verify import verify_folder
 
 PROMPTS = ["a red disc", "a flag blue"]

@@ -15,8 +15,10 @@ from router_world import ASSEMBLER, PIXELS, K, make_world, prompts
 from safetensors.torch import load_file, save_file
 
 from paris_swarm.router.diffusers_folder import pipeline_source
-from paris_swarm.router.folder import open_folder, write_folder
-from paris_swarm.router.paris_layout import NotParis, export_paris, import_paris, read_paris
+from paris_swarm.router.folder import open_folder
+from paris_swarm.router.folder_writing import write_folder
+from paris_swarm.router.paris_import import NotParis, import_paris, read_paris
+from paris_swarm.router.paris_layout import export_paris
 from paris_swarm.router.pipeline_code.components import DDMExperts, DDMRouter
 from paris_swarm.router.pipeline_code.pipeline import DDMPipeline
 
@@ -165,6 +167,13 @@ def test_configs_that_do_not_fit_are_refused(paris, where, field, value):
         read_paris(paris)
 
 
+@pytest.mark.parametrize("written", ["[" * 100_000, "[]", "{", '{"num_experts": 1e999}'])
+def test_a_config_that_is_no_object_is_refused(tmp_path, written):
+    (tmp_path / "config.json").write_text(written)
+    with pytest.raises(NotParis, match=r"config\.json"):
+        read_paris(tmp_path)
+
+
 def test_no_folder_of_this_layout_is_named(tmp_path):
     with pytest.raises(NotParis, match=r"config\.json"):
         read_paris(tmp_path)
@@ -203,3 +212,40 @@ def test_pickles_beside_a_stock_component_stay_behind(exported, tmp_path):
     assert not list((tmp_path / "imported").rglob("*.bin"))
     index = json.loads((tmp_path / "imported" / "model_index.json").read_text())
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_to_a_file_of_the_importer_is_not_copied(paris, tmp_path, linked):
+    """Somebody's folder may arrive with links: what they lead to would go out again as part of a model."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text('{"architectures": ["CLIPTextModel"], "token": "secret"}')
+    if linked == "file":
+        (paris / "text_encoder").mkdir()
+        (paris / "text_encoder" / "config.json").symlink_to(own / "config.json")
+    else:
+        (paris / "text_encoder").symlink_to(own)
+    with pytest.raises(NotParis, match="outside"):
+        import_paris(read_paris(paris), tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
+    import_paris(read_paris(paris), tmp_path / "asked-for", stock={"text_encoder": own})  # named by its owner
+
+
+def test_links_of_the_hugging_face_cache_are_followed(exported, tmp_path):
+    cache = tmp_path / "models--owner--name"
+    snapshot = Path(shutil.copytree(exported, cache / "snapshots" / "0123"))
+    blob, weights = cache / "blobs" / "abcd", snapshot / "expert_1" / "diffusion_pytorch_model.safetensors"
+    blob.parent.mkdir()
+    shutil.move(weights, blob)
+    weights.symlink_to(Path("../../../blobs/abcd"))
+    import_paris(read_paris(snapshot), tmp_path / "imported")
+    copied = tmp_path / "imported" / "experts" / "expert_1" / "diffusion_pytorch_model.safetensors"
+    assert copied.read_bytes() == blob.read_bytes() and not copied.is_symlink()
+
+
+def test_a_stock_folder_that_names_its_class_oddly_is_refused(exported, tmp_path):
+    stock = tmp_path / "clip"
+    stock.mkdir()
+    (stock / "config.json").write_text('{"architectures": {"0": "CLIPTextModel"}}')
+    with pytest.raises(ValueError, match="does not say which class"):
+        import_paris(read_paris(exported), tmp_path / "imported", stock={"text_encoder": stock})

@@ -15,6 +15,13 @@ POSTERIOR = torch.tensor(
 NAMES = ["top-1", "top-2", "top-4", "full", "threshold-0.2", "sample", "nucleus-0.7", "adaptive", "oracle"]
 
 
+@pytest.mark.parametrize("typed", ["top1", "topk", "threshold", "nucleus", "Full"])
+def test_a_name_that_is_none_is_answered_with_names_that_can_be_typed(typed: str) -> None:
+    with pytest.raises(ValueError, match=r"top-1, .*as threshold-0\.05.*as nucleus-0\.9"):
+        Strategy.parse(typed, None)
+    assert Strategy.parse("top-900", None).value == 900
+
+
 def weights(name: str, posterior: torch.Tensor = POSTERIOR, **kwargs: torch.Tensor) -> torch.Tensor:
     return Strategy.parse(name, posterior.shape[1]).weights(posterior, **kwargs)
 
