@@ -251,7 +251,7 @@ def own_file(path: Path, root: Path) -> Path:
         NotParis: it leads elsewhere. OSError: it is not there.
     """
     found = path.resolve(strict=True)
-    blobs = [each.parent / "blobs" for each in root.absolute().parents if each.name == "snapshots"]
+    blobs = [each.parent / "blobs" for each in root.resolve().parents if each.name == "snapshots"]
     if not found.is_relative_to(root.resolve()) and found.parent not in [each.resolve() for each in blobs]:
         raise NotParis(f"{path} is a link to {found}, outside {root}: put the file itself there")
     return path

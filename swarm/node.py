@@ -31,7 +31,6 @@ from paris_swarm.swarm.announcing import Announcer
 from paris_swarm.swarm.claims import SlotView
 from paris_swarm.swarm.downloads import Downloads
 from paris_swarm.swarm.file_download import OnProgress
-from paris_swarm.swarm.garbage import kept_roots
 from paris_swarm.swarm.greeting import Delegate
 from paris_swarm.swarm.home import Home
 from paris_swarm.swarm.news import News
@@ -275,17 +274,6 @@ class SwarmNode:
         root = candidate.announcement.root
         self.files.log_event({"event": "refused", "root": root, "what": str(why), "time": self.clock()})
         return self.sightings.doubt(candidate, why, self.clock())
-
-    def refute(self, candidate: Candidate, why: Exception) -> None:
-        """`doubt` it, and let go of its files when it is refused for good: one checkpoint of rubbish a grace would fill
-        the disk. Not while somebody else announces that root, truthfully perhaps, or this home keeps it.
-        """
-        root, author = candidate.announcement.root, candidate.announcement.author
-        if not self.doubt(candidate, why) or author == self.identity.peer_id:
-            return
-        others = {other.announcement.root for other in self.candidates(candidate.slot)}
-        if root not in others and root not in kept_roots(self.home):
-            self.own.drop(root)
 
     @property
     def halted(self) -> str:

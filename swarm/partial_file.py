@@ -7,6 +7,7 @@ chunks in flight and nothing else. The map is a hint: a download that goes on ha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -19,6 +20,9 @@ from paris_swarm.dht_schemas.manifest import FileEntry
 from paris_swarm.swarm.store_locks import InUse, lock_descriptor, unlock_descriptor
 
 log = logging.getLogger(__name__)
+
+_KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
+"""FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of Linux's fallocate(2), which Python's os does not have."""
 
 SYNC_BYTES = 32 * 1024 * 1024
 """Bytes written to a file before they are sent on their way to the disk."""
@@ -185,6 +189,8 @@ class PartialFile:
             if self._fd >= 0 and self._ours and not self._finished:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, max((index * CHUNK + self.size(index) for index in self._held), default=0))
+                    for index in self.missing:
+                        _punch(self._fd, index * CHUNK, self.size(index))
             # A flush under way has a duplicate, and would keep the lock for as long as the disk takes. It need not: it
             # writes nothing that is not in the file already.
             if self._fd >= 0:
@@ -219,6 +225,13 @@ def read_map(path: Path, chunks: int) -> set[int]:
     except FileNotFoundError:
         return set()
     return {index for index in range(min(chunks, 8 * len(bits))) if bits[index // 8] >> index % 8 & 1}
+
+
+def _punch(descriptor: int, start: int, length: int) -> None:
+    """Give a range's blocks back to the disk, where kernel and file system can; it reads as zeros then."""
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is not None:
+        fallocate(descriptor, _KEEP_SIZE_AND_PUNCH, ctypes.c_int64(start), ctypes.c_int64(length))
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

@@ -110,9 +110,10 @@ def serve_files(
             log.info("stream from %s ended: %s", peer_id, error)
             return
         try:
-            busy = served[peer_id] >= bounds.streams_per_peer or (
-                served.total() >= bounds.streams and not await _made_room(resting, bounds.yield_s)
-            )
+            full = served.total() >= bounds.streams and served[peer_id] < bounds.streams_per_peer
+            made_room = full and await _made_room(resting, bounds.yield_s)
+            # Counted behind that wait, in which the peer's other streams may have come in.
+            busy = served[peer_id] >= bounds.streams_per_peer or (full and not made_room)
             if busy and (refused.total() >= MAX_REFUSED or refused[peer_id] >= MAX_REFUSED_PER_PEER):
                 return
             with _place(refused if busy else served, peer_id):
@@ -221,8 +222,10 @@ class _Connection:
                     await self._send(response, kind)
         finally:
             upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
-            self.resting.pop(self.stream, None)
+            try:
+                await asyncio.gather(upcoming, return_exceptions=True)
+            finally:
+                self.resting.pop(self.stream, None)
 
     async def _next(self, reader: wire.RequestReader, *, busy: bool) -> tuple[wire.Response, Kind] | None:
         """Read one request and prepare its response; None when the peer has nothing more to ask."""

@@ -122,7 +122,7 @@ class SlotTraining:
                 folder = await self._verified.fetch(candidate)
                 await node.hold(slot, candidate.envelope)
             except (RecordError, TransportError) as error:
-                node.refute(candidate, error)
+                self._verified.refute(candidate, error)
                 log.warning("checkpoint %s of slot %s refused: %s", announcement.root[:12], slot, error)
                 continue
             return folder, announcement.root

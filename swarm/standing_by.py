@@ -97,7 +97,7 @@ class CopyKeeper:
             log.warning("no copy of %s yet: %s", announcement.root[:12], error)
             return
         except RecordError as error:
-            node.refute(candidate, error)
+            self._verified.refute(candidate, error)
             return
         await node.hold(slot, candidate.envelope)
         node.forget_older(slot, announcement.root, keep=1)

@@ -155,6 +155,10 @@ def test_rubbish_that_was_refuted_does_not_stay_on_the_disk(tmp_path: Path) -> N
         authors = [await swarm.node(name) for name in ("organiser", "second")]
         reader = await swarm.node("reader")
         roots = []
+
+        async def refuse(*_: object) -> None:
+            raise ProbeFailed("rubbish")
+
         for value, shared in ((1.0, False), (2.0, True)):
             root, size = publish(authors[0], tmp_path / f"files-{value}", "0", value)
             roots.append(root)
@@ -166,11 +170,15 @@ def test_rubbish_that_was_refuted_does_not_stay_on_the_disk(tmp_path: Path) -> N
             await reader.refresh(["0"])
             mine = [one for one in reader.candidates("0") if one.announcement.author == authors[0].identity.peer_id]
 
-            async def refuse(*_: object) -> None:
-                raise ProbeFailed("rubbish")
-
             assert await VerifiedCheckpoints(reader, refuse).try_out(mine[0])
         assert not reader.store.in_use(roots[0])
+        # A lie about a root that was here before takes nothing away: its own checkpoints could be lied about as well.
+        root, size = publish(reader, tmp_path / "own", "0", 3.0)
+        await authors[0].announce("0", step=9, root=root, parent=None, total_bytes=size, probe_loss=1.0)
+        await reader.refresh(["0"])
+        [lie] = [one for one in reader.candidates("0") if one.announcement.root == root]
+        assert await VerifiedCheckpoints(reader, refuse).try_out(lie)
+        assert reader.store.holds_some(root)
         assert [reader.store.holds_some(root) for root in roots] == [False, True]
 
     closed(tmp_path, story, OPEN)

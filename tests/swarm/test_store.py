@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -274,6 +275,10 @@ def test_what_was_reserved_for_a_file_that_did_not_come_is_given_back(store: Con
     with store.open_partial(root, entry) as partial:
         partial.write(1, chunk_of(folder, entry, 1))
     assert path.stat().st_size == 2 * CHUNK
+    if 512 * path.stat().st_blocks < 2 * CHUNK:  # a file system that has holes: the first chunk's room is back as well
+        assert 512 * path.stat().st_blocks <= CHUNK + 65_536
+    else:
+        assert not sys.platform.startswith("linux"), "one chunk sent must not keep the room of all before it"
     limited = ContentStore(store.folder, limit=entry.length - 1)
     with pytest.raises(OSError, match="may hold"):
         limited.open_partial(root, entry)
