@@ -124,10 +124,20 @@ class Rogue:
         self._truth = node.protocol.storage.get
 
     @classmethod
-    async def start(cls, *targets: SwarmNode) -> Rogue:
+    async def start(cls, *targets: SwarmNode, names_peers: bool = True) -> Rogue:
+        """
+        Args:
+            names_peers: whether its daemon answers libp2p's own searches. That is a table beside hivemind's: a daemon
+                in it tells newcomers of everybody it knows, whatever the node above it hides.
+        """
         seeds = [address for target in targets for address in await target.transport.addresses()]
         p2p = await P2P.create(
-            initial_peers=seeds, auto_nat=False, nat_port_map=False, use_relay=False, startup_timeout=60
+            initial_peers=seeds,
+            dht_mode="server" if names_peers else "client",
+            auto_nat=False,
+            nat_port_map=False,
+            use_relay=False,
+            startup_timeout=60,
         )
         rogue = cls(await DHTNode.create(p2p=p2p, cache_nearest=0), p2p)
         for target in targets:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from arena import HONEST_WEIGHTS, WEIGHTS, Arena, Stage, best_verified
+from arena import HONEST_WEIGHTS, WEIGHTS, Arena, Rogue, Stage, best_verified
 from conftest import NamedRule, Timed
 
 from paris_swarm.dht_schemas.digest import CHUNK
@@ -345,24 +345,24 @@ def test_eclipse_by_one_evil_seed(arena: Arena, stage: Stage, timed: Timed) -> N
     """
 
     async def scenario() -> None:
-        evil = (await arena.rogue.addresses())[0]
-        protocol = arena.rogue.node.protocol
-        truth = protocol.routing_table.get_nearest_neighbors
-        protocol.routing_table.get_nearest_neighbors = lambda *_args, **_kwargs: []
+        rogue = await Rogue.start(arena.alice, arena.bob, names_peers=False)
+        evil = (await rogue.addresses())[0]
+        table = rogue.node.protocol.routing_table
+        table.get_nearest_neighbors = lambda *_args, **_kwargs: []
         try:
-            with arena.rogue.answering([]):
+            with rogue.answering([]):
                 alone = await arena.node("eclipsed", evil, observer=True)
                 assert await alone.transport.get(stage.key) == {}
                 await arena.close_nodes(alone)
                 with timed():
                     both = await arena.node("rescued", evil, arena.bob, observer=True)
                     assert arena.alice.identity.peer_id in await both.transport.get(stage.key)
-                protocol.routing_table.get_nearest_neighbors = lambda *_args, **_kwargs: invented
+                table.get_nearest_neighbors = lambda *_args, **_kwargs: invented
                 await arena.check_honest_claim(stage)
                 assert arena.alice.identity.peer_id in await both.transport.get(stage.key)
                 await arena.close_nodes(both)
         finally:
-            protocol.routing_table.get_nearest_neighbors = truth
+            await rogue.stop()
 
     from hivemind.dht.routing import DHTID
     from hivemind.p2p import PeerID
