@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.expert.synthetic import small_task
 
-from paris_swarm.expert.optim import Optimiser, orthogonalise
+from paris_swarm.expert.optim import POLAR_EXPRESS, Optimiser, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 96, 24), (2, 24, 96)])
@@ -15,6 +15,30 @@ def test_orthogonalised_matrices_keep_directions_and_lose_lengths(shape: tuple[i
     assert values.max() < 1.3
     assert (values[:, : int(large.sum(1).min())] > 0.5).all()
     assert (polar - u @ v).norm() < 0.3 * (u @ v).norm()
+
+
+@pytest.mark.parametrize("spectrum", ["even", "falling to 1e-4", "of rank one", "zero"])
+@pytest.mark.parametrize("shape", [(2, 48, 48), (2, 192, 48), (2, 48, 192)])
+def test_the_short_way_for_wide_matrices_says_what_the_plain_iteration_says(
+    shape: tuple[int, int, int], spectrum: str
+) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    count = min(shape[1:])
+    lengths = {
+        "even": torch.ones(count),
+        "falling to 1e-4": torch.logspace(0, -4, count),
+        "of rank one": torch.eye(count)[0],
+        "zero": torch.zeros(count),
+    }[spectrum]
+    matrices = u @ torch.diag(lengths) @ v
+    x = matrices.double()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT if shape[1] <= shape[2] else x.mT @ x
+        factor = b * gram + c * gram @ gram
+        x = a * x + (factor @ x if shape[1] <= shape[2] else x @ factor)
+    assert (orthogonalise(matrices, 5).double() - x).norm() <= 2e-3 * x.norm()
 
 
 def test_the_three_projections_of_attention_are_orthogonalised_each_for_itself() -> None:
