@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 typing: $(STAMP)  # the link farm that lets mypy see the folders as paris_swarm.*
 	@mkdir -p .typing/paris_swarm && for room in $(ROOMS); do ln -sfn ../../$$room .typing/paris_swarm/$$room; done
 
-demo: $(STAMP)  ## a real swarm on this machine: four peers train, a fifth home assembles and draws (DEMO_ARGS="--minutes 5")
+demo: $(STAMP)  ## a real swarm on this machine: four peers train, a home that trained nothing assembles and draws (DEMO_ARGS="--minutes 5")
 	@$(BIN)/paris-swarm demo $(DEMO_ARGS)
 
 lint: typing  ## ruff, mypy and the import laws

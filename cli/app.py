@@ -79,7 +79,7 @@ app.command("demo")(demo.demo)
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run one verb, exit with its documented code."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # encoders come from packages or folders, never from a hub at run time
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
     logging.basicConfig(level=os.environ.get("PARIS_SWARM_LOG", "ERROR"), format="%(levelname)s %(name)s: %(message)s")
     # SIGTERM ends a verb as Ctrl-C does: what is half written is removed, what was started is stopped.

@@ -15,6 +15,7 @@ from typing import Literal
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.plan_folder import PlanFolder, open_plan_folder
+from paris_swarm.cli.settings import LOOPBACK
 from paris_swarm.dht_schemas.admission import PeerLists, seal_delegation
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.identity import Identity
@@ -30,7 +31,6 @@ from paris_swarm.swarm.transport import Transport, TransportError
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 CLOCK_WARNING_S = 1.0
 CLOCK_LIMIT_S = 3.0
 NEWS_FROM = 8
@@ -98,6 +98,7 @@ async def connected(
     *,
     identity: Identity,
     listen: str = LOOPBACK,
+    announce: Sequence[str] = (),
     public: bool = False,
     lists: PeerLists | None = None,
     upload_limit: float | None = None,
@@ -107,6 +108,7 @@ async def connected(
     """A full peer: serves files, stores records for others. The caller holds the home's lock.
 
     Args:
+        listen, announce, public: as ``start_transport``.
         upload_limit: bytes/s sent to all others together. store_limit: bytes, as in ContentStore.
 
     Raises:
@@ -117,7 +119,7 @@ async def connected(
     door = NewcomerDoor(invite.plan_id, token=take_token(home, invite), lists=lists)
     roads = roads or Roads()
     transport = await start_transport(
-        home.identity_path, seeds(home, invite), listen=listen, public=public, roads=roads
+        home.identity_path, seeds(home, invite), listen=listen, announce=announce, public=public, roads=roads
     )
     try:
         opened = await fetch_plan(
@@ -147,6 +149,7 @@ async def start_transport(
     seed_addresses: Sequence[str],
     *,
     listen: str = LOOPBACK,
+    announce: Sequence[str] = (),
     public: bool = False,
     relay: bool = False,
     roads: Roads | None = None,
@@ -154,6 +157,7 @@ async def start_transport(
     """The network daemon of a peer that stays: started again, on the same port, when it dies.
 
     Args:
+        announce: addresses, as ``announced`` checked them, that others are told instead of those listened on.
         relay: with ``public``: carry the streams of peers that nobody can dial; this one can be dialled.
 
     Raises:
@@ -169,6 +173,7 @@ async def start_transport(
             identity_path,
             seeds=every,
             listen=where,
+            announce=announce,
             public=public,
             reachability="public" if public and relay else None,
             direct=roads.direct if roads else True,
@@ -176,6 +181,42 @@ async def start_transport(
         )
 
     return await RestartingTransport.start(launch)
+
+
+def announced(addresses: Sequence[str] | None) -> tuple[str, ...]:
+    """What `--announce` said, checked: multiaddrs with a host and a TCP port that somebody can dial.
+
+    Raises:
+        Usage: one is not.
+    """
+    from multiaddr import Multiaddr
+    from multiaddr.exceptions import Error as MultiaddrError
+
+    checked = []
+    for address in addresses or ():
+        why = "an address such as /ip4/203.0.113.5/tcp/31337 or /dns4/peer.example.org/tcp/31337 is wanted"
+        try:
+            parts = [(protocol.name, value) for protocol, value in Multiaddr(address).items()]
+        except (MultiaddrError, ValueError, LookupError) as error:
+            raise Usage(f"--announce {address} cannot be read ({error}): {why}") from error
+        names = [name for name, _value in parts]
+        if len(parts) != 2 or names[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or names[1] != "tcp":
+            raise Usage(f"--announce {address}: {why}")
+        if parts[1][1] == "0" or parts[0][1] in ("0.0.0.0", "::"):
+            raise Usage(f"--announce {address}: nobody can dial that; {why}")
+        checked.append(str(Multiaddr(address)))
+    return tuple(checked)
+
+
+def warn_of_loopback(listen: str, peers: Sequence[str]) -> None:
+    """Say so where this peer would listen on its own machine alone although its swarm's seeds are all elsewhere."""
+    on_loopback = re.compile(r"/(ip4/127\.|ip6/::1/|dns[46]?/localhost/)")
+    if peers and on_loopback.match(listen) and not any(map(on_loopback.match, peers)):
+        log.error(
+            "listening on this machine only (%s): nobody elsewhere can fetch what this peer trains or holds. Give "
+            "--listen /ip4/0.0.0.0/tcp/31337, and --public behind a router that nobody opened a port in",
+            listen,
+        )
 
 
 @asynccontextmanager

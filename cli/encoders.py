@@ -100,7 +100,7 @@ def folder_encoders(
     if with_text:
         try:
             if is_clip(plan):
-                text_found = clip_files(plan_clip(plan, text))
+                text_found = clip_files(plan_clip(plan, text, option="--text-encoder-from"))
             else:
                 text_found = plan_text_encoder(plan)
         except (NoTextEncoder, EncoderError) as error:

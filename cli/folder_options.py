@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-PlanOption = Annotated[str | None, typer.Option("--plan", help="Plan id (or invite) that the folder must be of.")]
+from paris_swarm.cli.exits import Usage
+
+PlanOption = Annotated[
+    str | None, typer.Option("--plan", help="Plan id, invite or plan folder that the folder must be of.")
+]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(
@@ -37,7 +42,7 @@ WrittenTextEncoderOption = Annotated[
     bool,
     typer.Option(
         "--text-encoder/--no-text-encoder",
-        help="Put the plan's text encoder (90 MB) into the folder, so that diffusers alone can take prompts.",
+        help="Put the plan's text encoder (MiniLM: 90 MB) into the folder, so that diffusers alone can take prompts.",
     ),
 ]
 TextEncoderFromOption = Annotated[
@@ -51,11 +56,24 @@ WrittenVaeOption = Annotated[
 
 
 def pinned_plan(said: str | None) -> str | None:
-    """The plan id that ``--plan`` names, by itself or in an invite.
+    """The plan id that ``--plan`` names: by itself, in an invite, or by a plan folder or its plan.json.
 
     Raises:
+        Usage: none of these.
         ValueError: an invite that cannot be read.
+        RecordError: a folder's plan is not signed by its organiser.
     """
+    from paris_swarm.cli.plan_folder import PLAN_FILE
+    from paris_swarm.dht_schemas.fields import is_digest
     from paris_swarm.dht_schemas.invite import Invite
+    from paris_swarm.dht_schemas.plan import open_plan
 
-    return Invite.parse(said).plan_id if said is not None and said.startswith("paris:") else said
+    if said is None or is_digest(said):
+        return said
+    if said.startswith("paris:"):
+        return Invite.parse(said).plan_id
+    path = Path(said)
+    plan_file = path if path.name == PLAN_FILE else path / PLAN_FILE
+    if not plan_file.is_file():
+        raise Usage(f"--plan {said}: neither a plan's id, nor an invite (paris:...), nor a plan folder")
+    return open_plan(plan_file.read_bytes()).plan_id

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.live import Live
 
 from paris_swarm.cli.checking import check_weights
-from paris_swarm.cli.connect import Connected, Roads, connected
+from paris_swarm.cli.connect import Connected, Roads, connected, warn_of_loopback
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.lifetime import on_signals
 from paris_swarm.cli.plan_folder import PlanFolder
@@ -53,6 +53,7 @@ class SessionOptions:
     roads: Roads = field(default_factory=Roads)
     trainer: TrainerChoices = field(default_factory=TrainerChoices)
     start_from: tuple[Path, ...] = ()
+    announce: tuple[str, ...] = ()
 
 
 async def run_session(shared: Settings, home: Home, options: SessionOptions) -> None:
@@ -65,11 +66,13 @@ async def run_session(shared: Settings, home: Home, options: SessionOptions) -> 
             network does not fit this machine (TooLarge) or any.
     """
     device = pick_device(options.device)
+    warn_of_loopback(options.listen, options.invite.peers)
     async with connected(
         home,
         options.invite,
         identity=home.identity(),
         listen=options.listen,
+        announce=options.announce,
         public=options.public,
         lists=options.lists,
         upload_limit=options.upload_limit,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paris_swarm.cli import plan_folder as files
+from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.partitioning import check_report_folder, find_partition, partition_facts, write_report
 from paris_swarm.cli.row_labels import all_captions, router_allowance
 from paris_swarm.cli.tasks import data_facts
-from paris_swarm.cli.variants import START_IN_PLAN, parse_slots, slot_recipes, slot_specs
+from paris_swarm.cli.variants import START_IN_PLAN, no_fit, parse_slots, slot_recipes, slot_specs
 from paris_swarm.dht_schemas.digest import blake3_hex, digest_file
 from paris_swarm.dht_schemas.files import atomic_write
 from paris_swarm.dht_schemas.identity import Identity
@@ -270,10 +271,17 @@ def _data_shape(data: PreparedData) -> dict[str, int]:
 
 
 def _base_recipe(data: PreparedData, options: PlanOptions) -> Recipe:
-    """The named recipe fitted to the data: what every slot has but for its own settings."""
+    """The named recipe fitted to the data: what every slot has but for its own settings.
+
+    Raises:
+        Usage: its patches do not divide the pictures; recipes and resolutions that fit are named.
+    """
     from paris_swarm.expert.recipe import named_recipe
 
-    recipe = named_recipe(options.recipe).with_data(**_data_shape(data), text_tokens=data.manifest["text"]["tokens"])
+    named = named_recipe(options.recipe)
+    if data.resolution % named.model.patch:
+        raise Usage(no_fit(options.recipe, named.model.patch, data))
+    recipe = named.with_data(**_data_shape(data), text_tokens=data.manifest["text"]["tokens"])
     return recipe.with_train(seed=options.seed, **_given(steps=options.steps, batch=options.batch))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from paris_swarm.swarm.home import Home
 
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 HomeOption = Annotated[
     Path | None,
     typer.Option(
@@ -52,9 +53,44 @@ DirectOption = Annotated[
     bool,
     typer.Option("--direct/--no-direct", help="Carry files over a TLS connection of their own where a peer allows it."),
 ]
+ListenOption = Annotated[
+    str,
+    typer.Option(
+        "--listen",
+        metavar="MULTIADDR",
+        help="Where to listen; the default stays on this machine. /ip4/0.0.0.0/tcp/31337: every network it is in.",
+    ),
+]
+AnnounceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--announce",
+        metavar="MULTIADDR",
+        help="Address that others are told instead of those listened on (a machine behind a one-to-one NAT, a "
+        "forwarded port): /ip4/203.0.113.5/tcp/31337. May be given again.",
+    ),
+]
+
+
+def _port_for_peers(port: int) -> int:
+    """Refuse a port that no peer dials (R-TLS-1)."""
+    if port:
+        from paris_swarm.swarm.direct import LOWEST_PORT
+
+        if port < LOWEST_PORT:
+            raise typer.BadParameter(f"no peer dials port {port}; give 0 for any, or {LOWEST_PORT} to 65535")
+    return port
+
+
 DirectPortOption = Annotated[
     int,
-    typer.Option("--direct-port", min=0, max=65535, help="TCP port for direct connections; 0: any."),
+    typer.Option(
+        "--direct-port",
+        min=0,
+        max=65535,
+        callback=_port_for_peers,
+        help="TCP port for direct connections; 0: any; else 1024 to 65535.",
+    ),
 ]
 CompressOption = Annotated[
     Literal["auto", "never", "always"],

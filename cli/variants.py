@@ -15,6 +15,7 @@ from paris_swarm.cli.exits import Usage
 
 if TYPE_CHECKING:
     from paris_swarm.dht_schemas.plan import ExpertVariant, SlotSpec
+    from paris_swarm.expert.data.shards import PreparedData
     from paris_swarm.expert.recipe import Recipe, StartWeights
 
 START = "start"
@@ -22,6 +23,24 @@ START = "start"
 START_IN_PLAN = 64 << 20
 """Start weights of at most so many bytes travel with the plan; larger ones every peer brings (`join --start-from`)."""
 EXAMPLE = "such as 0-1:objective=noise,size=S/2,precision=bf16 or all:precision=bf16"
+
+
+def no_fit(recipe: str, patch: int, data: PreparedData) -> str:
+    """What to say where patches of a named recipe do not divide the pictures or latents."""
+    from paris_swarm.expert.data.prepare import MIN_RESOLUTION
+    from paris_swarm.expert.recipe import SIZES
+
+    side, latents = data.resolution, data.manifest.get("latents")
+    what = f"pictures of {side} x {side} pixels" if latents is None else f"latents of {side} x {side} cells"
+    others = [name for name, size in SIZES.items() if side % size.patch == 0]
+    listed = " or ".join(filter(None, (", ".join(others[:-1]), *others[-1:])))
+    step = patch * (1 if latents is None else latents["pixels"] // side)  # pixels
+    near = step * max(side // patch, -(-MIN_RESOLUTION // step))
+    return (
+        f"--recipe {recipe} does not fit {what}: its patches of {patch} x {patch} do not divide them; "
+        + (f"choose --recipe {listed}, or " if others else "")
+        + f"prepare them again with another size, such as --resolution {near}"
+    )
 
 
 def parse_slots(texts: Iterable[str], clusters: int) -> dict[str, dict[str, str]]:

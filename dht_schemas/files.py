@@ -40,6 +40,15 @@ def atomic_write_json(path: str | os.PathLike[str], obj: object, *, mode: int = 
     atomic_write(path, (text + "\n").encode("utf-8"), mode=mode)
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or a folder's list of names, is on disk. Raises OSError, also where a file system cannot."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def quarantine(path: str | os.PathLike[str], *, keep: bool = False) -> Path:
     """Rename a damaged file or folder to ``<name>.corrupt-N`` (the first free N) and return the new path. Nothing is
     deleted. ``keep``: a file stays under its own name, too, until it is replaced (where the file system has links).

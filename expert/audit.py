@@ -24,13 +24,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from paris_swarm.dht_schemas.files import sync
 from paris_swarm.dht_schemas.provenance import Environment
 from paris_swarm.expert.checkpoint import (
     WEIGHT_FILES,
     CheckpointError,
     CheckpointState,
     read_tensors,
-    sync,
     write_state,
 )
 from paris_swarm.expert.task import Task

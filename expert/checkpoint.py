@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paris_swarm.dht_schemas.digest import digest_file
-from paris_swarm.dht_schemas.files import quarantine
+from paris_swarm.dht_schemas.files import quarantine, sync
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
 STATE_FILE = "state.json"
@@ -120,15 +120,6 @@ def write_state(folder: Path, state: CheckpointState, files: Mapping[str, Any]) 
     record = {"format": FORMAT, **asdict(state), "files": dict(files)}
     (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
     sync(folder / STATE_FILE)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def prune(work_dir: Path, keep: int) -> list[Path]:

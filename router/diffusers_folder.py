@@ -29,6 +29,7 @@ from paris_swarm.router.layout import (
     EXPERTS_CONFIG,
     MODEL_INDEX,
     NULL_CAPTION,
+    PAD_TEXT,
     PIPELINE_FILE,
     SCHEDULER_CONFIG,
     TEXT_CONFIG,
@@ -286,8 +287,9 @@ def load_pipeline(folder: str | Path, *, torch_dtype: Any = None, plan_id: str |
         (SCHEDULER_CONFIG, scheduler_config()),
         (EXPERTS_CONFIG, experts_config(verified.plan, slots)),
     ):
-        if _settings(verified.read(where)) != _settings(wanted):
-            raise LockDisagrees("other settings than `assemble` writes for this plan", where=where)
+        found, ours = _settings(verified.read(where)), _settings(wanted)
+        if found != ours:
+            raise LockDisagrees(_other_settings(found, ours), where=where)
     parts: dict[str, Any] = {"experts": DDMExperts.from_pretrained(path / "experts", torch_dtype=torch_dtype)}
     parts["router"] = None
     if ROUTER in {slot.slot for slot in slots}:
@@ -318,6 +320,16 @@ def _settings(data: bytes | bytearray) -> dict[str, Any]:
     return (
         {name: each for name, each in value.items() if name != "_diffusers_version"} if isinstance(value, dict) else {}
     )
+
+
+def _other_settings(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What to say of settings that are not ours; those that lack nothing but `pad_text` earlier releases wrote."""
+    if PAD_TEXT in ours and found == {name: each for name, each in ours.items() if name != PAD_TEXT}:
+        return (
+            f"written by an earlier release, which left out `{PAD_TEXT}` for a plan with padded captions: assemble the "
+            "folder again with this release, or load it with the one that wrote it"
+        )
+    return "other settings than `assemble` writes for this plan"
 
 
 def _check_minilm(verified: VerifiedFolder) -> None:

@@ -39,15 +39,19 @@ def plan_vae(plan: OpenedPlan, place: str | Path | None, *, device: str = "cpu")
     return vae
 
 
-def plan_clip(plan: OpenedPlan, place: str | Path | None, *, tokenizer: Path | None = None) -> CLIPTextEncoder:
+def plan_clip(
+    plan: OpenedPlan, place: str | Path | None, *, tokenizer: Path | None = None, option: str = "--text-encoder"
+) -> CLIPTextEncoder:
     """The CLIPTextModel that the plan's captions were encoded with, found as `plan_vae` finds a VAE.
+
+    option: what names its place on the command line, for the error.
 
     Raises:
         EncoderError: no place is known; it cannot be loaded; it is another text encoder.
         ValueError: the plan does not say which it is.
     """
     asked = encoder_facts(plan.plan.data, "text", "its text encoder")
-    clip = CLIPTextEncoder(_place(place, asked, "--text-encoder"), tokenizer=tokenizer)
+    clip = CLIPTextEncoder(_place(place, asked, option), tokenizer=tokenizer)
     check_encoder(clip, asked, "text encoder")
     return clip
 

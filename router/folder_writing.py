@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paris_swarm.dht_schemas.digest import digest_file
+from paris_swarm.dht_schemas.files import sync
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.plan import PLAN_FILE, OpenedPlan
 from paris_swarm.dht_schemas.records import Announcement
@@ -161,7 +162,7 @@ def _put_in_place(draft: Path, target: Path) -> None:
         if had_old:
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     if had_old:
         shutil.rmtree(old)
 
@@ -194,7 +195,7 @@ class _Writer:
 
     def sync_folders(self) -> None:
         for folder in [self._folder, *(path for path in self._folder.rglob("*") if path.is_dir())]:
-            _sync(folder)
+            sync(folder)
 
     def _place(self, path: str) -> Path:
         place = self._folder / path
@@ -204,15 +205,7 @@ class _Writer:
     def _done(self, path: str) -> None:
         place = self._folder / path
         place.chmod(0o644)
-        _sync(place)
+        sync(place)
         if path == LOCK_FILE:  # it cannot name itself
             return
         self.files.append(LockedFile(path=path, length=place.stat().st_size, blake3=digest_file(place)))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

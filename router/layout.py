@@ -40,6 +40,8 @@ PIPELINE_FILE = "pipeline.py"
 COMPONENTS_FILE = "ddm_components.py"
 EXPERTS_CONFIG = "experts/config.json"
 NULL_CAPTION = "experts/null_caption.safetensors"
+PAD_TEXT = "pad_text"
+"""Field of experts/config.json: captions are padded to their full length, and all positions count."""
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 TEXT_CONFIG = "text_encoder/config.json"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
@@ -213,7 +215,7 @@ def experts_config(plan: OpenedPlan, slots: Iterable[LockedSlot]) -> bytes:
     """experts/config.json: what the container of the experts has to know; each expert's own lies in its folder."""
     about: dict[str, Any] = {"guidance": plan_guidance(plan)}
     if isinstance(text := plan.plan.data.get("text"), Mapping) and text.get("padded") is True:
-        about["pad_text"] = True
+        about[PAD_TEXT] = True
     return pretty({"_class_name": "DDMExperts", **experts_fields(plan, slots), **about})
 
 

@@ -122,7 +122,10 @@ class DirectStreams:
 
         Raises:
             OSError: the port is taken, or not ours to use.
+            ValueError: no peer would dial this port (R-TLS-1).
         """
+        if 0 < port < LOWEST_PORT:
+            raise ValueError(f"port {port} is dialled by no peer: choose {LOWEST_PORT} to 65535, or 0 for any")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=PENDING)
         listener.setblocking(False)

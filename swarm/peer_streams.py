@@ -1,6 +1,6 @@
 """File streams of one node, over libp2p or a direct connection: which way they are opened, and who serves them.
 
-What libp2p itself does is the caller's (hivemind_transport.py): it opens a stream of a protocol to a peer, and hands
+What libp2p itself does is the caller's (hivemind_transport): it opens a stream of a protocol to a peer, and hands
 over those that come in.
 """
 

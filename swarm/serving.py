@@ -95,17 +95,18 @@ def serve_files(
             peer_id, stream, recent, one_part, counters, bounds, admits, gate, compression, resting
         )
         try:
-            if greeting[peer_id] >= MAX_REFUSED_PER_PEER or (
-                greeting.total() >= MAX_REFUSED and not await _made_room(arriving, GREETING_YIELDS_S)
-            ):
-                return
-            arriving[stream] = asyncio.get_running_loop().time()
-            try:
-                with _place(greeting, peer_id):
+            # Counted before anything is waited for: streams that come together would all find the same place free.
+            with _place(greeting, peer_id):
+                if greeting[peer_id] > MAX_REFUSED_PER_PEER or (
+                    greeting.total() > MAX_REFUSED and not await _made_room(arriving, GREETING_YIELDS_S)
+                ):
+                    return
+                arriving[stream] = asyncio.get_running_loop().time()
+                try:
                     if not await connection.greet():
                         return
-            finally:
-                arriving.pop(stream, None)
+                finally:
+                    arriving.pop(stream, None)
         except (RecordError, TransportError) as error:
             log.info("stream from %s ended: %s", peer_id, error)
             return

@@ -1,7 +1,7 @@
 """The network as the rest of the room sees it: a DHT for small records, authenticated streams for files.
 
 Two transports fulfil this interface and pass one contract suite (tests/swarm/test_transport_contract.py): the real one
-(hivemind_transport.py) and an in-memory one with faults (memory.py).
+(hivemind_transport) and an in-memory one with faults (memory.py).
 
 Starting takes two steps, because a newcomer has to fetch the plan (over streams) before it can judge records:
 the transport's own ``start`` makes streams work; ``join_dht(check)`` joins the DHT with a validator.

@@ -9,11 +9,14 @@ import typer
 
 from paris_swarm.cli.folder_options import TextEncoderFromOption, WrittenTextEncoderOption, WrittenVaeOption
 from paris_swarm.cli.settings import (
+    LOOPBACK,
+    AnnounceOption,
     CompressOption,
     DirectOption,
     DirectPortOption,
     HomeOption,
     JsonOption,
+    ListenOption,
     StoreLimitOption,
     UploadOption,
     settings,
@@ -54,9 +57,8 @@ def assemble(
             "--serve", help="Fetch whole checkpoints (a successor needs them) and serve them to others until Ctrl-C."
         ),
     ] = False,
-    listen: Annotated[
-        str, typer.Option(help="With --serve: multiaddr to listen on; the default stays on this machine.")
-    ] = "/ip4/127.0.0.1/tcp/0",
+    listen: ListenOption = LOOPBACK,
+    announce: AnnounceOption = None,
     public: Annotated[
         bool, typer.Option("--public", help="With --serve: reach out through NAT, as `join` does.")
     ] = False,
@@ -84,7 +86,7 @@ def assemble(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from paris_swarm.cli.assembling import deciding_record, gather_slots
-    from paris_swarm.cli.connect import Roads, connected, observing, resolve_invite
+    from paris_swarm.cli.connect import Roads, announced, connected, observing, resolve_invite, warn_of_loopback
     from paris_swarm.cli.encoders import folder_encoders
     from paris_swarm.cli.exits import Incomplete, Usage
     from paris_swarm.cli.lifetime import until_interrupted
@@ -103,12 +105,15 @@ def assemble(
     identity = owner.identity()
 
     async def run(*, as_peer: bool) -> None:
+        if as_peer:
+            warn_of_loopback(listen, wanted.peers)
         async with (
             connected(
                 owner,
                 wanted,
                 identity=identity,
                 listen=listen,
+                announce=announced(announce),
                 public=public,
                 upload_limit=upload,
                 store_limit=limit,

@@ -9,13 +9,16 @@ import typer
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.settings import (
+    LOOPBACK,
     AllowOption,
+    AnnounceOption,
     BlockOption,
     CompressOption,
     DirectOption,
     DirectPortOption,
     HomeOption,
     JsonOption,
+    ListenOption,
     UploadOption,
     settings,
 )
@@ -24,11 +27,14 @@ from paris_swarm.cli.settings import (
 def bootstrap(
     context: typer.Context,
     plan: Annotated[Path, typer.Argument(help="Plan folder written by `init`.")],
-    listen: Annotated[
-        str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")
-    ] = "/ip4/127.0.0.1/tcp/0",
+    listen: ListenOption = LOOPBACK,
+    announce: AnnounceOption = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")
+        bool,
+        typer.Option(
+            "--public",
+            help="This machine can be reached (a port mapped by UPnP if need be): relay for those that cannot.",
+        ),
     ] = False,
     peer: Annotated[list[str] | None, typer.Option("--peer", help="Multiaddr of another seed to join.")] = None,
     upload_limit: UploadOption = None,
@@ -44,7 +50,7 @@ def bootstrap(
     shared = settings(context, home, as_json)
     import asyncio
 
-    from paris_swarm.cli.connect import Roads, start_transport
+    from paris_swarm.cli.connect import Roads, announced, start_transport
     from paris_swarm.cli.lifetime import until_interrupted
     from paris_swarm.cli.plan_folder import open_plan_folder
     from paris_swarm.cli.sizes import parse_limits
@@ -78,6 +84,7 @@ def bootstrap(
             owner.identity_path,
             peer or [],
             listen=listen,
+            announce=announced(announce),
             public=public,
             relay=True,
             roads=Roads(direct, direct_port, compress),

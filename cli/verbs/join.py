@@ -11,7 +11,9 @@ from typer.core import TyperCommand
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.settings import (
+    LOOPBACK,
     AllowOption,
+    AnnounceOption,
     BlockOption,
     CompileOption,
     CompressOption,
@@ -21,6 +23,7 @@ from paris_swarm.cli.settings import (
     DirectPortOption,
     HomeOption,
     JsonOption,
+    ListenOption,
     MetricsOption,
     MicroBatchOption,
     ProcessesOption,
@@ -78,9 +81,8 @@ def join(
     processes: ProcessesOption = 1,
     deterministic: DeterministicOption = False,
     metrics: MetricsOption = "none",
-    listen: Annotated[
-        str, typer.Option(help="Multiaddr to listen on; the default stays on this machine.")
-    ] = "/ip4/127.0.0.1/tcp/0",
+    listen: ListenOption = LOOPBACK,
+    announce: AnnounceOption = None,
     public: Annotated[
         bool, typer.Option("--public", help="Reach out through NAT: UPnP, relays, reachability checks.")
     ] = False,
@@ -111,7 +113,7 @@ def join(
     shared = settings(context, home, as_json)
     import asyncio
 
-    from paris_swarm.cli.connect import Roads, resolve_invite
+    from paris_swarm.cli.connect import Roads, announced, resolve_invite
     from paris_swarm.cli.own_cluster import claimed_cluster
     from paris_swarm.cli.peer_session import SessionOptions, run_session
     from paris_swarm.cli.sizes import parse_limits
@@ -123,6 +125,8 @@ def join(
     if (claim_cluster is not None or claim_router) and data is None:
         raise Usage("training needs --data DATA: a folder written by `paris-swarm prepare`")
     if claim_cluster is not None and claim_cluster != "auto":
+        if not (claim_cluster.isascii() and claim_cluster.isdigit()):
+            raise Usage(f"{CLAIM} {claim_cluster}: a cluster's number, auto, or nothing")
         claim_cluster = str(int(claim_cluster))
     claim_cluster = claimed_cluster(claim_cluster, data, wanted.plan_id)
     options = SessionOptions(
@@ -133,6 +137,7 @@ def join(
         device=device,
         threads=threads,
         listen=listen,
+        announce=announced(announce),
         public=public,
         exit_when_done=exit_when_done,
         lists=owner.peer_lists(allow, block),

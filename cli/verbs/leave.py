@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
+from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.settings import HomeOption, JsonOption, settings
 
-WAIT_S = 60.0
+LIMIT_S = 900.0
+"""How long a running `join` is waited for: its trainer ends a step and writes a last checkpoint first, and gets several
+minutes for it (`trainer.TrainerProcess.stop_seconds`)."""
+SAY_EVERY_S = 15.0
+LOOK_EVERY_S = 0.2
 
 
 def leave(
@@ -23,15 +29,16 @@ def leave(
 ) -> None:
     """Publish a claim with zero lease, so that another peer can take the slot now instead of at the lease's end.
 
-    A `join` running in this home is asked to do it (after a last checkpoint); otherwise this command does it itself.
+    A `join` running in this home is asked to do it, and waited for: a last checkpoint comes first, which may take
+    minutes. Otherwise this command does it itself.
     """
     shared = settings(context, home, as_json)
     import asyncio
+    import contextlib
     import os
     import signal
 
     from paris_swarm.cli.connect import connected, resolve_invite
-    from paris_swarm.cli.exits import Usage
     from paris_swarm.dht_schemas.records import Claim
     from paris_swarm.swarm.home import HomeBusy
     from paris_swarm.swarm.ledger import Ledger
@@ -50,7 +57,18 @@ def leave(
             for claim in held():
                 await here.node.publish_claim(claim.slot, claim.progress, released=True)
 
+    def freed() -> bool:
+        """Give back what is held, where no process speaks as this peer; False where one does."""
+        try:
+            with owner.locked():
+                if held():
+                    asyncio.run(release())
+        except HomeBusy:
+            return False
+        return True
+
     slots = [claim.slot for claim in held()]
+    serving = False
     try:
         with owner.locked():
             if keep_serving:
@@ -61,13 +79,52 @@ def leave(
         process = owner.holder()
         if process is None:
             raise
-        os.kill(process, signal.SIGUSR1 if keep_serving else signal.SIGTERM)
-        deadline = time.monotonic() + WAIT_S
-        while held():
-            if time.monotonic() > deadline:
-                raise Usage(f"process {process} has not given {', '.join(slots)} back within {WAIT_S:.0f} s") from None
-            time.sleep(0.2)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(process, signal.SIGUSR1 if keep_serving else signal.SIGTERM)
+
+        def say(text: str) -> None:
+            shared.console.print(text, markup=False, soft_wrap=True)
+
+        lives = until_given_back(lambda: [claim.slot for claim in held()], lambda: not freed(), say, process=process)
+        serving = keep_serving and lives
     shared.answer(
-        {"released": slots, "serving": keep_serving},
+        {"released": slots, "serving": serving},
         f"Gave back: {', '.join(slots)}." if slots else "No slot was held.",
     )
+
+
+def until_given_back(
+    held: Callable[[], Sequence[str]],
+    running: Callable[[], bool],
+    say: Callable[[str], None],
+    *,
+    process: int,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Wait for a `join` that was asked to give its slots back: True once it holds none, False once it no longer runs.
+
+    held: the slots that it still claims; running: whether it lives; say: is told now and then what is waited for;
+    clock, sleep: seconds.
+
+    Raises:
+        Usage: it holds one after LIMIT_S; it goes on by itself all the same.
+    """
+    began = clock()
+    told = began
+    while slots := held():
+        if not running():
+            return False
+        now = clock()
+        what = f"slot{'s' if len(slots) > 1 else ''} {', '.join(slots)}"
+        given = f"{what} {'are' if len(slots) > 1 else 'is'} given back once that is done"
+        if now - began >= LIMIT_S:
+            raise Usage(
+                f"process {process} is still writing its last checkpoint after {LIMIT_S / 60:.0f} minutes: {given}. "
+                "Let it: a second `leave` would end it at once, without that checkpoint"
+            )
+        if now - told >= SAY_EVERY_S:
+            told = now
+            say(f"Waiting for process {process}, which writes a last checkpoint: {given} ({now - began:.0f} s so far).")
+        sleep(LOOK_EVERY_S)
+    return True

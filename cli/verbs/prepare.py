@@ -42,7 +42,12 @@ def prepare(
         int | None, typer.Option(min=8, help="How many pictures (default: 4096 drawn ones, or all of a folder).")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that draw and threads that encode (default: one a core).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that draw and threads that encode (default: one a core); with --ray cores a part takes "
+            "(default: 1).",
+        ),
     ] = None,
     family: Annotated[
         list[str] | None, typer.Option("--family", help="DiceBear style to draw; may be given several times.")

@@ -36,7 +36,7 @@ from paris_swarm.expert.data.unfinished import ShardRecord, UnfinishedFolder, fi
 
 DICEBEAR = "dicebear"
 DEFAULT_COUNT = 4096
-MAX_RESOLUTION = 1024
+MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
 MAX_NAMED = 1000
 """So many skipped rows are named in a manifest; all are counted."""
 NO_COUNT_OF_PARTS = "a part cannot know how many rows the others keep: leave the count out, or prepare it whole"
@@ -130,8 +130,8 @@ def prepare(
     Raises PrepareError (what is wrong with the source, an argument or ``out``), EncoderError (an encoder is not
     installed or not the pinned one), OSError (no space, no permission).
     """
-    if not 8 <= resolution <= MAX_RESOLUTION:
-        raise PrepareError(f"resolution must be 8 to {MAX_RESOLUTION} pixels, got {resolution}")
+    if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+        raise PrepareError(f"resolution must be {MIN_RESOLUTION} to {MAX_RESOLUTION} pixels, got {resolution}")
     if count is not None and count < 1:
         raise PrepareError(f"count must be at least 1, got {count}")
     if shard_rows < 1 or workers < 1:
@@ -216,6 +216,8 @@ def opened_source(
     Raises PrepareError.
     """
     if str(source) == DICEBEAR:
+        if named := [f"--{name.replace('_', '-')}" for name, column in columns.items() if column is not None]:
+            raise PrepareError(f"drawn pictures have no columns to name: leave {' and '.join(named)} out")
         drawn = DiceBearSource(
             count=count or DEFAULT_COUNT, resolution=resolution, seed=seed, families=families, workers=workers
         )
@@ -234,7 +236,7 @@ def own_images(
     """The source that fits what lies at ``place``: metadata beside images, a saved dataset, parquet files, tars, or
     folders of classes.
 
-    Raises PrepareError: nothing there that is known, or column names for a source without columns.
+    Raises PrepareError: nothing there that is known, or names of columns or fields for a source that has none.
     """
     named = image_column is not None or text_column is not None
     table = is_saved_dataset(place) or bool(parquet_files(place))
@@ -242,6 +244,11 @@ def own_images(
         if named:
             raise PrepareError(f"{place} has no columns to name: --image-column and --text-column are for tables")
         if not any((place / name).is_file() for name in METADATA) and class_folders(place):
+            if class_column is not None:
+                raise PrepareError(
+                    f"{place} has no metadata in which {class_column!r} could name a picture's class: there each "
+                    "folder's name is the class; leave --class-column out, or write metadata.jsonl"
+                )
             return ClassFolderSource(place, resolution=resolution)
         return ImageFolderSource(place, resolution=resolution, class_column=class_column)
     if table:

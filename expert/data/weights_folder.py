@@ -24,6 +24,13 @@ MAX_DOWNLOAD = 8 << 30
 MAX_BESIDE = 64 << 20
 """Bytes of a vocabulary or a config. CLIP's tokenizer.json has 2 MB, that of a model of all languages some 30."""
 
+INDEX = ".index.json"
+"""Behind the name of a weights file: the file that says which of several holds each tensor."""
+MAX_SHARDS = 256
+"""Files over which the weights of one encoder may be spread; those of language models of 100 GB have 30."""
+
+_PLAIN_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\.safetensors")
+"""A file beside its index, and no pattern of names: what the hub is asked for, and what the libraries open."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -39,7 +46,8 @@ def hub_name(place: str | Path) -> str | None:
 def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
     """The local folder of published weights, downloaded to the Hugging Face cache where ``place`` is a hub name.
 
-    what: for the error, e.g. "a VAE (AutoencoderKL)"; files: names of the files that are needed; no other is asked for.
+    what: for the error, e.g. "a VAE (AutoencoderKL)"; files: names of the files that are needed; no other is asked for
+    but, where the weights are spread over several, those that their index (`NAME.safetensors.index.json`) names.
 
     Raises EncoderError: neither a folder nor a hub name; it is not in the cache and cannot be downloaded, or is larger
     than MAX_DOWNLOAD: a plan names hub models too, and what they weigh is for its author to say.
@@ -58,8 +66,19 @@ def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
     try:
         # One commit for the look and the download: what was weighed is what comes.
         commit = HfApi().resolve_revision(name)
-        listed = snapshot_download(name, allow_patterns=files, revision=commit, dry_run=True)
-        _check_size(name, {each.filename: each.file_size for each in listed if each.will_download}, by_hand)
+        indices = list(_indices(files))
+        listed = snapshot_download(name, allow_patterns=[*files, *indices], revision=commit, dry_run=True)
+        sizes = {each.filename: each.file_size for each in listed}
+        for index in (index for index in indices if index in sizes and _whole(index) not in sizes):
+            if (size := sizes[index]) is None or size > MAX_BESIDE:
+                said = "a size that the hub does not say" if size is None else f"{size:,} bytes"
+                raise EncoderError(f"{name}: {index} has {said}, at most {MAX_BESIDE:,} bytes are read")
+            folder = Path(snapshot_download(name, allow_patterns=[index], revision=commit))
+            files = [*(file for file in files if file != _whole(index)), index, *_shards(folder / index)]
+            by_hand = f"`hf download {name} {' '.join(files)} --local-dir {name.split('/')[1]}`"
+            listed = snapshot_download(name, allow_patterns=files, revision=commit, dry_run=True)
+        wanted = {each.filename: each.file_size for each in listed if each.will_download and each.filename in files}
+        _check_size(name, wanted, by_hand)
         return _check_beside(Path(snapshot_download(name, allow_patterns=files, revision=commit)), files)
     except EncoderError:
         raise
@@ -69,10 +88,11 @@ def weights_folder(place: str | Path, what: str, files: Iterable[str]) -> Path:
             cached = Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
         if cached is not None:
             return _check_beside(cached, files)
-        first = str(error).strip().split("\n")[0][:200]
+        first = str(error).strip().split("\n")[0][:400]
         raise EncoderError(
-            f"{name} is not in the Hugging Face cache of this machine and could not be downloaded ({first}). On a "
-            f"machine with internet run {by_hand}, bring that folder here and give its path instead of the name"
+            f"there is no folder {name} here, and as a hub name it is not in the Hugging Face cache of this machine "
+            f"and could not be downloaded ({first}). On a machine with internet run {by_hand}, bring that folder here "
+            "and give its path instead of the name"
         ) from error
 
 
@@ -91,12 +111,48 @@ def _check_size(name: str, sizes: Mapping[str, int | None], by_hand: str) -> Non
 
 
 def _check_beside(folder: Path, files: Iterable[str]) -> Path:
-    """The folder, once what is read whole beside its weights is of a size that can be."""
-    for name in files:
+    """The folder, once what is read whole beside its weights is of a size that can be, and an index names files beside
+    it and nothing else.
+    """
+    files = list(files)
+    for name in dict.fromkeys([*files, *_indices(files)]):
         path = folder / name
         if path.suffix != ".safetensors" and path.is_file() and path.stat().st_size > MAX_BESIDE:
             raise EncoderError(f"{path} has {path.stat().st_size:,} bytes, at most {MAX_BESIDE:,} are read")
+        if path.name.endswith(INDEX) and path.is_file():
+            _shards(path)
     return folder
+
+
+def _indices(files: Iterable[str]) -> Iterator[str]:
+    """What the index of each weights file is called, where it is spread over several."""
+    return (name + INDEX for name in files if name.endswith(".safetensors"))
+
+
+def _whole(index: str) -> str:
+    """The weights file that an index stands for."""
+    return index.removesuffix(INDEX)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files over which weights are spread, as their index names them.
+
+    Raises EncoderError: it cannot be read, or names none, too many, or anything but files beside it.
+    """
+    try:
+        placed = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted(set(placed.values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise EncoderError(
+            f"{index} is no index of weights ({error!r:.200}): bring the model's folder again"
+        ) from error
+    odd = [name for name in names if not isinstance(name, str) or not _PLAIN_SHARD.fullmatch(name)]
+    if odd or not 0 < len(names) <= MAX_SHARDS:
+        why = f"{odd[0]!r:.200}" if odd else f"{len(names)} files"
+        raise EncoderError(
+            f"{index} names {why}: weights lie in 1 to {MAX_SHARDS} safetensors files beside their index"
+        )
+    return names
 
 
 def missing_package() -> EncoderError:

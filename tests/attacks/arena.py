@@ -189,7 +189,7 @@ class Rogue:
     async def meet(self, *readers: SwarmNode) -> None:
         """Make sure that readers ask this node."""
         for reader in readers:
-            node = reader.transport._node  # type: ignore[attr-defined]
+            node = reader.transport._records.node  # type: ignore[attr-defined]
             node.blacklist.clear()
             assert await node.protocol.call_ping(self.node.peer_id) is not None
         await asyncio.sleep(0)

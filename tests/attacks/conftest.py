@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from arena import Arena, LoopThread, Stage, small_plan
+from fixture_types import NamedRule, Timed
 
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.swarm.node import SwarmNode
@@ -18,9 +19,6 @@ from paris_swarm.swarm.serving import serve_files
 
 FIGURES = "PARIS_SWARM_ATTACK_FIGURES"
 """Path of a JSON file into which the seconds of each attack are written (docs/results/attacks.json)."""
-
-Timed = Callable[[], AbstractContextManager[None]]
-NamedRule = Callable[[Exception], None]
 
 
 @pytest.fixture(scope="session")

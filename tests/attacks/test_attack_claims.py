@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from arena import ORGANISER, PROGRESS, Arena, LoopThread, Stage, best_verified, pack, small_plan
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 
 from paris_swarm.dht_schemas.admission import seal_token
 from paris_swarm.dht_schemas.dht_rules import check_store, claim_key, dht_id

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from arena import Arena, Stage, forge, pack
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage
 
@@ -104,7 +104,7 @@ def test_freeze(stage: Stage, timed: Timed) -> None:
             with timed():
                 await arena.check_honest_claim(stage)
             # Whoever asks the frozen node alone gets the old claim, and not for longer than its lease.
-            answer = await arena.carol.transport._node.protocol.call_find(  # type: ignore[attr-defined]
+            answer = await arena.carol.transport._records.node.protocol.call_find(  # type: ignore[attr-defined]
                 arena.rogue.node.peer_id, [DHTID.generate(stage.key)]
             )
             ((found, _nearest),) = answer.values()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from arena import HONEST_WEIGHTS, WEIGHTS, Arena, Stage, best_verified
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 
 from paris_swarm.dht_schemas.canonical import canonical_json
 from paris_swarm.dht_schemas.digest import blake3_hex

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from arena import Arena, Stage, forge, pack
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 
 from paris_swarm.dht_schemas.dht_rules import check_store, claim_key, dht_id
 from paris_swarm.dht_schemas.errors import RecordError
@@ -144,7 +144,9 @@ def test_junk_subkey_on_a_seed(stage: Stage, timed: Timed) -> None:
     async def scenario() -> None:
         with arena.rogue.answering(junk), timed():
             await arena.rogue.meet(arena.bob, arena.carol)
-            answer = await arena.carol.transport._node.protocol.call_find(arena.rogue.node.peer_id, [place])  # type: ignore[attr-defined]
+            answer = await arena.carol.transport._records.node.protocol.call_find(  # type: ignore[attr-defined]
+                arena.rogue.node.peer_id, [place]
+            )
             poisoned = answer[place][0].value
             assert {subkey for subkey, _item in poisoned.items()} == {alice}, "only the valid part is kept"
             await arena.check_honest_claim(stage)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from arena import HONEST_WEIGHTS, WEIGHTS, Arena, Rogue, Stage, best_verified
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 
 from paris_swarm.dht_schemas.digest import CHUNK
 from paris_swarm.dht_schemas.records import Announcement

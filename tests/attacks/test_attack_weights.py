@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arena import HONEST_WEIGHTS, WEIGHTS, Arena, Stage, best_verified, small_plan
-from conftest import NamedRule, Timed
+from fixture_types import NamedRule, Timed
 from safetensors.numpy import save
 
 from paris_swarm.dht_schemas.errors import NotFinite, ProbeFailed

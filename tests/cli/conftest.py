@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from own_pictures import draw_folder
@@ -15,6 +14,7 @@ from swarm_processes import (
     checkpoint_bytes,
     done,
     eventually,
+    nothing_left_to_train,
     verb,
 )
 from swarm_story import TINY, Story
@@ -68,7 +68,7 @@ def story(plan: Answer, data: Path, room: Path) -> Story:
         for name, process in running.items():
             told.peers[name] = process.wait_for(lambda line: "peer" in line)["peer"]
         for name in ("alice", "bob"):
-            running[name].wait_for(_nothing_left_to_train, limit_s=180)
+            running[name].wait_for(nothing_left_to_train, limit_s=180)
         told.status = done(verb("--home", told.home("watcher"), "status", told.invite, "--json")).json
         told.status_text = done(verb("--home", told.home("watcher"), "status", told.invite)).out
         told.served_before = _served(told, *running)
@@ -88,10 +88,6 @@ def story(plan: Answer, data: Path, room: Path) -> Story:
         told.served = _served(told, *running, "keeper")
         told.left_running = _left(processes)
     return told
-
-
-def _nothing_left_to_train(line: dict[str, Any]) -> bool:
-    return bool(line.get("lanes")) and all(item["phase"] == "finished" for item in line["lanes"])
 
 
 def _served(told: Story, *homes: str) -> int:

@@ -231,3 +231,8 @@ def checkpoint_bytes(home: Path, plan_id: str, direction: str = "sent") -> int:
 def lane(line: dict[str, Any], name: str = "cluster") -> dict[str, Any]:
     """A lane of a `join` state line; empty when it has none of this name."""
     return next((item for item in line.get("lanes", []) if item["lane"] == name), {})
+
+
+def nothing_left_to_train(line: dict[str, Any]) -> bool:
+    """Whether a `join` state line says that every lane has finished."""
+    return bool(line.get("lanes")) and all(item["phase"] == "finished" for item in line["lanes"])

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from swarm_processes import VerbProcesses, done, verb
-from tests.cli.conftest import _nothing_left_to_train
+from swarm_processes import VerbProcesses, done, nothing_left_to_train, verb
 from tests.expert_data.tiny_encoders import centred_vae, tiny_clip, tiny_dinov2
 
 from paris_swarm.expert.data.pictures import decode
@@ -40,7 +39,7 @@ def test_from_pictures_in_parts_to_a_picture_through_the_vae(own_folder: Path, t
             processes.start("bob", "--home", tmp_path / "bob", *words),
         ]
         for peer in peers:
-            peer.wait_for(_nothing_left_to_train, limit_s=240)
+            peer.wait_for(nothing_left_to_train, limit_s=240)
         artist = ["--home", tmp_path / "artist"]
         where = ["--vae", vae, "--text-encoder-from", clip]
         model = done(verb(*artist, "assemble", invite, "-o", tmp_path / "model", *where, "--json")).json

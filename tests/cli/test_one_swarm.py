@@ -10,6 +10,8 @@ from own_pictures import BAD, GOOD
 from swarm_processes import Answer, done, verb
 from swarm_story import SLOTS, STEPS, Story
 
+from paris_swarm.cli.exits import Usage
+from paris_swarm.cli.folder_options import pinned_plan
 from paris_swarm.router.png import read_text
 
 
@@ -134,6 +136,16 @@ def test_verify_passes_and_pins_the_plan(story: Story) -> None:
     other = verb("verify", story.model, "--plan", "0" * 64)
     assert other.code == 4
     assert story.plan_id in other.said
+
+
+def test_a_plan_is_pinned_by_its_id_an_invite_or_its_folder(plan: Answer, room: Path) -> None:
+    plan_id = plan.json["plan"]
+    for said in (plan_id, plan.json["invite"], room / "plan", room / "plan" / "plan.json"):
+        assert pinned_plan(str(said)) == plan_id
+    assert pinned_plan(None) is None
+    for said in (room, room / "nowhere", plan_id[:12], plan_id.upper(), ""):
+        with pytest.raises(Usage, match=r"neither a plan's id, nor an invite .* nor a plan folder"):
+            pinned_plan(str(said))
 
 
 def test_sample_draws_a_picture_that_says_where_it_comes_from(story: Story, tmp_path: Path) -> None:

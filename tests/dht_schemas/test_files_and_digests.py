@@ -21,6 +21,7 @@ from paris_swarm.dht_schemas import (
     digest_file,
     quarantine,
 )
+from paris_swarm.dht_schemas.files import sync
 
 EMPTY = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"  # BLAKE3's own test vector
 
@@ -48,6 +49,29 @@ def test_keys_are_private_from_the_start(tmp_path: Path, monkeypatch: pytest.Mon
     atomic_write(path, b"secret", mode=0o600)
     assert modes == [0o600]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_sync_reaches_the_disk_and_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"bytes")
+    synced: list[int] = []
+
+    def observed(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", observed)
+    sync(path)
+    sync(tmp_path)
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "missing")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        sync(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
-from tests.expert_data.conftest import MeanColour, WordEncoder, picture
+from tests.expert_data.plain_encoders import MeanColour, WordEncoder, picture
 from tests.expert_data.test_tables_and_tars import png, write_tar
 
 from paris_swarm.cli.partitioning import find_partition
 from paris_swarm.expert.data.parts import merge
 from paris_swarm.expert.data.pictures import class_name
-from paris_swarm.expert.data.prepare import Part, own_images, prepare
+from paris_swarm.expert.data.prepare import Part, opened_source, own_images, prepare
 from paris_swarm.expert.data.shards import PreparedData
 from paris_swarm.expert.data.sources import Captioned, PrepareError, Skipped
 
@@ -71,6 +71,15 @@ def test_a_folder_for_each_class_needs_no_metadata(classes: Path, tmp_path: Path
     assert own_images(classes, resolution=8).fingerprint() != before
     with pytest.raises(PrepareError, match="had 4 pictures, now 5"):
         list(source.items())
+
+
+@pytest.mark.parametrize("column", ["image_column", "text_column", "class_column"])
+def test_a_column_is_refused_where_there_is_none(classes: Path, column: str) -> None:
+    """What a person asks for is never left out in silence."""
+    with pytest.raises(PrepareError, match=rf"{classes} has no .*--{column.replace('_', '-')}"):
+        own_images(classes, resolution=8, **{column: "breed"})
+    with pytest.raises(PrepareError, match=rf"drawn pictures have no columns.*--{column.replace('_', '-')}"):
+        opened_source("dicebear", resolution=8, count=8, **{column: "breed"})
 
 
 def test_captions_beside_pictures_are_not_passed_over(classes: Path) -> None:

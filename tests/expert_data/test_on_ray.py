@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.expert_data.conftest import MeanColour, WordEncoder
+from tests.expert_data.plain_encoders import MeanColour, WordEncoder
 from tests.expert_data.test_prepare import contents
 
 from paris_swarm.expert.data.on_ray import PartMaker, RayOptions, prepare_on_ray

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.expert_data.conftest import MeanColour, WordEncoder, picture
+from tests.expert_data.plain_encoders import MeanColour, WordEncoder, picture
 from tests.expert_data.test_prepare import contents
 
 from paris_swarm.expert.data.parts import merge

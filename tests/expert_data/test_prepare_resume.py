@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.expert_data.conftest import MeanColour, WordEncoder, picture
+from tests.expert_data.plain_encoders import MeanColour, WordEncoder, picture
 from tests.expert_data.test_prepare import contents
 
 from paris_swarm.expert.data.prepare import PrepareReport, prepare

@@ -188,6 +188,8 @@ def test_offline_a_hub_name_is_answered_with_what_to_do(make, monkeypatch: pytes
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EncoderError, match=r"hf download some-body/some-model config\.json .* --local-dir some-model"):
         make("some-body/some-model")
+    with pytest.raises(EncoderError, match=r"^there is no folder weights/vae here, and as a hub name it is "):
+        make("weights/vae")  # a mistyped path as often as a hub name
     with pytest.raises(EncoderError, match="neither a folder here nor a hub name"):
         make("./nowhere")
 
@@ -221,6 +223,76 @@ def test_of_a_hub_model_only_the_files_that_are_needed_are_fetched(
         assert named_text_encoder("some-body/clip").digest == named_text_encoder(place / "clip").digest
     fetched = {path.rsplit("/resolve/", 1)[1].split("/", 1)[1] for _, path in asked if "/resolve/" in path}
     assert fetched <= set(CLIP_FILES)
+
+
+def sharded(place: Path, kind: str, target: Path) -> Path:
+    """The same encoder, its weights spread over several files with an index."""
+    folder = shutil.copytree(place / kind, target / kind)
+    whole = next(folder.glob("*.safetensors"))
+    tensors, stem = sorted(load_file(whole).items()), whole.name.removesuffix(".safetensors")
+    whole.unlink()
+    weight_map = {}
+    for number in range(3):
+        name = f"{stem}-{number + 1:05d}-of-00003.safetensors"
+        save_file(dict(tensors[number::3]), folder / name, metadata={"format": "pt"})
+        weight_map |= {tensor: name for tensor, _ in tensors[number::3]}
+    index = {"metadata": {"total_size": sum(tensor.nbytes for _, tensor in tensors)}, "weight_map": weight_map}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("vae", named_vae), ("clip", named_text_encoder), ("dinov2", named_feature_encoder)]
+)
+def test_weights_spread_over_several_files_are_the_same_encoder_by_folder_and_by_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, named
+) -> None:
+    folder = sharded(place, kind, tmp_path)
+    (folder / "other-00001-of-00001.safetensors").write_bytes(b"0" * 100)
+    digest = named(place / kind).digest
+    with hub_of({"some-body/model": folder}, monkeypatch, tmp_path / "cache") as asked:
+        assert named("some-body/model").digest == digest
+    fetched = {path.rsplit("/", 1)[1] for method, path in asked if method == "GET" and "/resolve/" in path}
+    assert len([name for name in fetched if name.endswith("-of-00003.safetensors")]) == 3
+    assert "other-00001-of-00001.safetensors" not in fetched
+    (folder / "other-00001-of-00001.safetensors").unlink()
+    assert named(folder).digest == digest
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert named("some-body/model").digest == digest, "from the cache"
+
+
+def test_spread_weights_are_weighed_together_and_before_a_byte_of_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = sharded(place, "vae", tmp_path)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    sizes = {"some-body/vae": dict.fromkeys(shards, 3 << 30)}
+    with (
+        hub_of({"some-body/vae": folder}, monkeypatch, tmp_path / "cache", sizes=sizes) as asked,
+        pytest.raises(EncoderError, match=rf"9\.0 GiB to download .*hf download some-body/vae .*{shards[2]}"),
+    ):
+        named_vae("some-body/vae")
+    assert not [path for method, path in asked if method == "GET" and path.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [{"a": "../other/model.safetensors"}, {"a": "/etc/passwd"}, {"a": "*.safetensors"}, {"a": 5}, {}, None, ["a"]],
+    ids=["elsewhere", "absolute", "pattern", "number", "nothing", "null", "list"],
+)
+def test_an_index_names_files_beside_it_and_nothing_else(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weight_map: object
+) -> None:
+    folder = sharded(place, "vae", tmp_path)
+    (folder / f"{VAE_FILE}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(EncoderError, match=r"index\.json (names|is no index)"):
+        named_vae(folder)
+    with (
+        hub_of({"some-body/vae": folder}, monkeypatch, tmp_path / "cache") as asked,
+        pytest.raises(EncoderError, match=r"index\.json (names|is no index)"),
+    ):
+        named_vae("some-body/vae")
+    assert not [path for _, path in asked if path.endswith(".safetensors")]
 
 
 def test_a_hub_model_that_is_too_large_is_refused_before_a_byte_of_it(

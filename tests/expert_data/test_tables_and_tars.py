@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.expert_data.conftest import picture
+from tests.expert_data.plain_encoders import picture
 
 from paris_swarm.expert.data.pictures import SeenNumbers
 from paris_swarm.expert.data.prepare import own_images, prepare

@@ -147,7 +147,8 @@ class World:
         return SlotSource(announcement, data, folder / "ema.safetensors", holding)
 
 
-def make_world(folder: Path, *, admission: str = "open") -> World:
+def make_world(folder: Path, *, admission: str = "open", **said: Any) -> World:
+    """said: further fields of the plan's `data`."""
     torch.set_num_threads(1)
     data = LabelledData()
     plan_folder = folder / "plan"
@@ -163,7 +164,7 @@ def make_world(folder: Path, *, admission: str = "open") -> World:
         created=1_000,
         clusters=K,
         seed=0,
-        data={"source": "made", "licences": ["CC0"]},
+        data={"source": "made", "licences": ["CC0"], **said},
         expert=specs(tasks["0"]),
         router=specs(tasks["router"]),
         policy=Policy(

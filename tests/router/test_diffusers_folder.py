@@ -306,6 +306,28 @@ def test_our_own_loader_takes_no_settings_that_the_assembler_made_up(world, tmp_
             load_pipeline(folder)
 
 
+def test_a_folder_of_a_release_that_left_out_the_padding_is_told_from_one_with_made_up_settings(tmp_path, monkeypatch):
+    from paris_swarm.router import diffusers_folder
+
+    padded = make_world(tmp_path / "world", text={"name": "CLIPTextModel", "digest": "ab" * 32, "padded": True})
+    written = diffusers_folder.experts_config
+
+    def earlier(plan, slots, **more):
+        said = json.loads(written(plan, slots))
+        assert said.pop("pad_text") is True
+        return json.dumps(said | more).encode()
+
+    def assembled(name, config):
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusers_folder, "experts_config", config)
+            return assemble(padded, tmp_path / name, None)
+
+    with pytest.raises(LockDisagrees, match=r"experts/.*written by an earlier release.*assemble the folder again"):
+        load_pipeline(assembled("earlier", earlier))
+    with pytest.raises(LockDisagrees, match=r"experts/.*other settings"):
+        load_pipeline(assembled("made up", lambda plan, slots: earlier(plan, slots, guidance=90.0)))
+
+
 def _with_guidance(written):
     return lambda plan, slots: json.dumps(json.loads(written(plan, slots)) | {"guidance": 90.0}).encode()
 

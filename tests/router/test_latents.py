@@ -157,11 +157,12 @@ def test_without_a_vae_in_the_folder_one_may_be_brought(made: SimpleNamespace, t
     bare = assembled(made, tmp_path / "bare", None, None)
     with pytest.raises(EncoderError, match="give its folder with --vae"):
         drawn(made, bare, text=str(made.clip))
-    with pytest.raises(EncoderError, match="give its folder with --text-encoder"):
+    with pytest.raises(EncoderError, match=r"give its folder with --text-encoder$"):
         drawn(made, bare)
     np.testing.assert_array_equal(drawn(made, bare, vae=str(made.vae), text=str(made.clip)), drawn(made, made.model))
     _, _, notes = folder_encoders(made.plan.opened, None, None, with_text=True)
     assert ["No text encoder" in notes[0], "No VAE" in notes[1]] == [True, True]
+    assert notes[0].endswith("give its folder with --text-encoder-from")  # where --text-encoder is yes or no
 
 
 def test_other_weights_are_told_apart_by_everybody(made: SimpleNamespace, tmp_path: Path) -> None:
@@ -186,6 +187,23 @@ def test_other_weights_are_told_apart_by_everybody(made: SimpleNamespace, tmp_pa
     prepare(made.room / "pictures", tmp_path / "pixels", resolution=24, count=8, **{**encoders, "vae": None})
     with pytest.raises(ValueError, match="has resolution 24, the plan asks for 12"):
         check_data(made.plan, PreparedData.open(tmp_path / "pixels"))
+
+
+def test_a_recipe_that_does_not_fit_the_pictures_is_said_with_those_that_do(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, vae, shape in (
+        ("latents", made.encoders["vae"], "latents of 8 x 8 cells"),
+        ("pixels", None, "pictures of 16 x 16 pixels"),
+    ):
+        encoders = {**made.encoders, "vae": vae}
+        prepare(made.room / "pictures", tmp_path / name, resolution=16, count=8, **encoders)
+        words = ["init", tmp_path / name, "-o", tmp_path / "plan", "-k", 2, "--home", tmp_path / "home"]
+        assert run([str(word) for word in words]) == 2
+        said = capsys.readouterr().err
+        assert f"--recipe tiny does not fit {shape}" in said and "6 x 6" in said
+        assert "--recipe S/2, B/2 or XL/2" in said and "--resolution 12" in said
+    assert not (tmp_path / "plan").exists()
 
 
 def test_a_vae_swapped_after_signing_or_half_there_is_refused(made: SimpleNamespace, tmp_path: Path) -> None:

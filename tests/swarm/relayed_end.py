@@ -2,7 +2,7 @@
 
 relay: prints its address. stingy: the same, with libp2p's own limit of 128 KiB a circuit. hidden: serves FOLDER/held,
 prints its address once a relay has a place for it. receiver: fetches ROOT (a file in FOLDER) from the peer named in
-FOLDER/peer, and prints what it cost as one JSON line.
+FOLDER/peer, and prints what it cost as one JSON line. reader: the same as an observer, as `assemble` and `status` are.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Any
 
 from paris_swarm.dht_schemas.identity import Identity
 from paris_swarm.dht_schemas.manifest import open_manifest
-from paris_swarm.swarm import hivemind_transport
 from paris_swarm.swarm.counters import Counters
 from paris_swarm.swarm.fetching import FetchReport, fetch_blob, fetch_files
-from paris_swarm.swarm.hivemind_transport import HivemindTransport
+from paris_swarm.swarm.hivemind_transport import HivemindTransport, p2pd_process
 from paris_swarm.swarm.serving import serve_files
 from paris_swarm.swarm.sources import SourceBook
 from paris_swarm.swarm.store import ContentStore
@@ -34,13 +33,14 @@ async def main(role: str, folder: Path, listen: str, *seeds: str) -> None:
     identity = folder / f"{role}.key"
     identity.write_bytes(Identity.generate().to_protobuf())
     if role == "stingy":
-        hivemind_transport._RELAYED_BYTES = 128 * 1024
+        p2pd_process._RELAYED_BYTES = 128 * 1024
     node = await HivemindTransport.start(
         identity,
         list(seeds),
         listen=listen,
-        public=True,
-        reachability="public" if role in ("relay", "stingy") else "private",
+        public=role != "reader",
+        reachability=None if role == "reader" else "public" if role in ("relay", "stingy") else "private",
+        observer=role == "reader",
     )
     if role in ("relay", "stingy"):
         say(address=next(address for address in await node.addresses() if "/ip4/127." not in address))

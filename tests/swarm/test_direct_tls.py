@@ -292,6 +292,16 @@ def test_a_port_that_is_not_for_peers_is_not_dialled(monkeypatch: pytest.MonkeyP
     run(scenario)
 
 
+def test_a_port_that_nobody_dials_is_not_listened_on() -> None:
+    """R-TLS-1: a peer that named it would wait for connections that never come."""
+
+    async def scenario() -> None:
+        with pytest.raises(ValueError, match=r"port 1023 .*1024 to 65535"):
+            await DirectStreams().listen("127.0.0.1", 1023, echo)
+
+    run(scenario)
+
+
 def test_only_the_address_that_libp2p_is_connected_to_is_dialled() -> None:
     """R-TLS-1"""
     assert host_of("/ip4/10.1.2.3/tcp/99") == "10.1.2.3"

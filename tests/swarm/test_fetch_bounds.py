@@ -23,7 +23,7 @@ from paris_swarm.swarm.fetch_session import Session, SpareMemory
 from paris_swarm.swarm.fetching import FetchReport, fetch_blob
 from paris_swarm.swarm.partial_file import PartialFile
 from paris_swarm.swarm.scheduling import FetchPolicy
-from paris_swarm.swarm.serving import RECENT_CHUNKS, RECENT_PER_PEER, RecentChunks, serve_files
+from paris_swarm.swarm.serving import MAX_REFUSED_PER_PEER, RECENT_CHUNKS, RECENT_PER_PEER, RecentChunks, serve_files
 from paris_swarm.swarm.store import ContentStore
 from paris_swarm.swarm.transport import Busy, NoSource, Stream, StreamClosed
 
@@ -358,6 +358,54 @@ def test_streams_that_never_greet_give_their_places_up(
     run(scenario())
 
 
+def test_streams_that_come_together_share_the_places_of_their_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All places to greet are taken: each newcomer waits until a silent stream has left, and is counted meanwhile."""
+    monkeypatch.setattr(serving, "MAX_REFUSED", 12)
+    monkeypatch.setattr(serving, "GREETING_YIELDS_S", 0.0)
+    greeting: set[Silent] = set()
+
+    class Silent:
+        """A stream on which nothing comes, and that takes a moment to close."""
+
+        def __init__(self, peer_id: str) -> None:
+            self.peer_id, self.closed = peer_id, asyncio.Event()
+
+        async def read_exactly(self, size: int) -> bytes:
+            greeting.add(self)
+            try:
+                await self.closed.wait()
+            finally:
+                greeting.discard(self)
+            raise StreamClosed("closed")
+
+        async def close(self) -> None:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            self.closed.set()
+
+    async def scenario() -> None:
+        handle = serve_files(ContentStore(tmp_path / "store"), Counters())
+        tasks: list[asyncio.Task[None]] = []
+
+        async def come(peers: list[str]) -> None:
+            tasks.extend(asyncio.create_task(handle(peer, Silent(peer))) for peer in peers)  # type: ignore[arg-type]
+            for _ in range(200):
+                await asyncio.sleep(0)
+
+        await come([f"peer {number // 4}" for number in range(12)])
+        assert len(greeting) == 12
+        await come(["eager"] * 10)
+        assert sum(stream.peer_id == "eager" for stream in greeting) == MAX_REFUSED_PER_PEER
+        assert len(greeting) == 12, "and nobody else's were given up for those that were refused"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scenario())
+
+
 def test_a_reader_that_is_being_sent_something_keeps_its_place(memory_world: MemoryWorld, tmp_path: Path) -> None:
     wanted = made(tmp_path / "checkpoint", {"noise.bin": noise(0, CHUNK)})
 
@@ -412,6 +460,55 @@ def test_a_reader_of_parts_does_not_put_out_the_chunks_of_another(tmp_path: Path
     ask("patient", 0, part=2)
     assert len(read) == chunks, "whoever has most gives up first"
     assert len(recent._kept) <= RECENT_CHUNKS
+
+
+# ---- room on the receiver's disk -------------------------------------------------------------------------------------
+
+
+def test_a_store_with_a_limit_is_walked_once_a_download(
+    memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = made(tmp_path / "checkpoint", {f"part-{number}.bin": noise(number, 1000) for number in range(20)})
+    walks: list[Path] = []
+    used_bytes = ContentStore.used_bytes
+
+    def counted(self: ContentStore) -> int:
+        walks.append(self.folder)
+        return used_bytes(self)
+
+    monkeypatch.setattr(ContentStore, "used_bytes", counted)
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            source, receiver = await cast.source(wanted), await cast.receiver()
+            receiver.store.limit = 19_999
+            with pytest.raises(OSError, match="have 20000 bytes, the content store holds 0 and may hold 19999"):
+                await receiver.fetch(wanted, [source.peer_id])
+            assert receiver.counters.received == {}, "before a byte came"
+            receiver.store.limit = 20_000
+            walks.clear()
+            assert read_all(await receiver.fetch(wanted, [source.peer_id])) == wanted.content()
+            assert walks == [receiver.store.folder]
+            await receiver.fetch(wanted, [])
+            assert len(walks) == 1, "and not for what is here already"
+
+    run(scenario())
+
+
+def test_room_that_a_download_took_and_did_not_use_is_given_back(memory_world: MemoryWorld, tmp_path: Path) -> None:
+    wanted = made(tmp_path / "checkpoint", {"a.bin": noise(0, CHUNK + 5), "b.bin": noise(1, 1000)})
+
+    async def scenario() -> None:
+        async with memory_world:
+            cast = Cast(memory_world, tmp_path)
+            receiver = await cast.receiver()
+            receiver.store.limit = CHUNK + 1005
+            with pytest.raises(NoSource):
+                await receiver.fetch(wanted, [])
+            assert receiver.store.used_bytes() == 0
+
+    run(scenario())
 
 
 # ---- memory and disk -------------------------------------------------------------------------------------------------

@@ -363,10 +363,10 @@ def test_a_poisoned_answer_does_not_hide_what_honest_nodes_hold(hivemind_world: 
                     (dictionary([]), set()),
                 ]:
                     attacker.protocol.storage.get = lambda _key, answer=answer: ValueWithExpiration(answer, math.inf)
-                    reader._node.blacklist.clear()
-                    await reader._meet([attacker.peer_id.to_base58()])
+                    reader._records.node.blacklist.clear()
+                    await reader._records.meet([attacker.peer_id.to_base58()])
                     # hivemind ends a search at the first answer that claims to be the latest possible
-                    heard = await reader._node.protocol.call_find(attacker.peer_id, [place])
+                    heard = await reader._records.node.protocol.call_find(attacker.peer_id, [place])
                     newest = None if heard is None or heard[place][0] is None else heard[place][0].expiration_time
                     assert newest == (soon + 3 if kept else None)
                     found = await reader.get("key")
@@ -437,7 +437,7 @@ def test_both_sides_compute_the_same_dht_id() -> None:
 
 
 def empty_table(node: Any) -> None:
-    table = node._node.protocol.routing_table
+    table = node._records.node.protocol.routing_table
     for node_id in list(table.uid_to_peer_id):
         del table[node_id]
 
@@ -448,8 +448,8 @@ def test_an_empty_routing_table_fills_again(hivemind_world: HivemindWorld, soon:
             first, second = await hivemind_world.nodes_in_line(2)
             await first.store("key", "first", b"ok", soon)
             empty_table(second)
-            second._node.blacklist.register_failure(PeerID.from_base58(first.peer_id))
-            second._node.protocol.storage.clear()
+            second._records.node.blacklist.register_failure(PeerID.from_base58(first.peer_id))
+            second._records.node.protocol.storage.clear()
 
             async def found() -> bool:
                 return "first" in await second.get("key")
@@ -464,10 +464,10 @@ def test_a_peer_met_again_is_asked_again_at_once(hivemind_world: HivemindWorld) 
         async with hivemind_world:
             first, second = await hivemind_world.nodes_in_line(2)
             peer = PeerID.from_base58(first.peer_id)
-            second._node.blacklist.register_failure(peer)
-            assert peer in second._node.blacklist
-            await second._meet([first.peer_id])
-            assert peer not in second._node.blacklist
+            second._records.node.blacklist.register_failure(peer)
+            assert peer in second._records.node.blacklist
+            await second._records.meet([first.peer_id])
+            assert peer not in second._records.node.blacklist
 
     run(scenario())
 

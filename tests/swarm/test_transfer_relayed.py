@@ -35,7 +35,7 @@ ip netns exec hidden $END hidden $FOLDER /ip4/41.1.1.2/tcp/4001 /ip4/41.1.1.1/tc
 until [ -s $FOLDER/hidden.out ]; do sleep 0.2; done
 sed 's/.*"peer": "\\([^"]*\\)".*/\\1/' $FOLDER/hidden.out | tr -d '\\n' > $FOLDER/peer
 cat $FOLDER/hidden.out
-ip netns exec receiver $END receiver $FOLDER /ip4/41.1.2.2/tcp/4001 /ip4/41.1.2.1/tcp/4001/p2p/$ID
+ip netns exec receiver $END $RECEIVER $FOLDER /ip4/41.1.2.2/tcp/4001 /ip4/41.1.2.1/tcp/4001/p2p/$ID
 """
 
 
@@ -50,8 +50,8 @@ def namespaces_work() -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not namespaces_work(), reason="network namespaces are not allowed here")
-@pytest.mark.parametrize("relay", ["relay", "stingy"])
-def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path, relay: str) -> None:
+@pytest.mark.parametrize(("relay", "receiver"), [("relay", "reader"), ("stingy", "receiver")])
+def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path, relay: str, receiver: str) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "big.bin").write_bytes(random.Random(0).randbytes(CHUNKS * CHUNK))
@@ -68,6 +68,7 @@ def test_a_hidden_peers_checkpoint_comes_through_the_relay(tmp_path: Path, relay
             "HERE": str(Path(__file__).parent),
             "FOLDER": str(tmp_path),
             "RELAY": relay,
+            "RECEIVER": receiver,
         },
         check=False,
         stdout=subprocess.PIPE,
