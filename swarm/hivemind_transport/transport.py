@@ -84,8 +84,8 @@ class HivemindTransport:
             seeds: full multiaddrs, each ending in /p2p/<peer id>.
             listen: where to listen; port 0 lets the system choose.
             announce: addresses to tell others instead of the ones listened on.
-            public: reachable from outside: NAT detection, UPnP and relays on. Off, nothing leaves the addresses above
-                (but an observer dials through relays all the same).
+            public: reachable from outside: NAT detection, UPnP and relays on. Off, nothing leaves the addresses above;
+                peers behind relays are dialled either way.
             reachability: with ``public``: what is known of this node and need not be found out. "public": it also
                 relays for peers that nobody can dial; "private": it is such a peer and looks for a relay among the
                 seeds, which takes about three minutes.
@@ -113,7 +113,7 @@ class HivemindTransport:
                 dht_mode="client" if observer else "server",
                 auto_nat=public,
                 nat_port_map=public,
-                use_relay=public or observer,  # who only reads is behind no address, but may dial through relays
+                use_relay=public,  # to be reached through one; p2pd dials through relays in any case
                 use_auto_relay=public and reachability != "public" and not observer,
                 force_reachability=reachability,
                 check_if_identity_free=False,
