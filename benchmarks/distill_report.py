@@ -91,8 +91,7 @@ def tables(out: Path, figures: Sequence[Any]) -> str:
 
 
 def write_report(out: Path, figures: Sequence[Any], doc: Path) -> None:
-    """Replaces what stands below MARK in `doc` (the whole page where it has no such line)."""
-    text = doc.read_text() if doc.is_file() else ""
-    above = text.partition(MARK)[0] if MARK in text else "# A dense student of the ensemble\n\n"
+    """Replaces what stands below MARK in `doc`; a page without that line is all written by hand, and stays above it."""
+    above = doc.read_text().partition(MARK)[0].rstrip() if doc.is_file() else "# A dense student of the ensemble"
     doc.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(doc, f"{above}{MARK}\n\n{tables(out, figures)}".encode())
+    atomic_write(doc, f"{above}\n\n{MARK}\n\n{tables(out, figures)}".encode())

@@ -89,6 +89,27 @@ def test_a_page_of_other_data_says_what_they_cannot_show(tmp_path):
     assert not (tmp_path / "page.png").exists()
 
 
+def test_what_was_written_by_hand_stays_and_an_unfinished_seed_is_said(tmp_path):
+    from reproduce_grid import SCALES, Cell, arms
+    from reproduce_report import MARK, write_report
+
+    scale, page = SCALES["toy"], tmp_path / "page.md"
+    measures = {"distances": {"fid": 1.0, "kid": 0.0}, "cluster_accuracy": 1.0, "attribute_accuracy": 1.0}
+    cell = {"measures": measures, "held_out_loss": 1.0, "step_flops": 1.0, "experts_used": 1.0, "training_flops": 1.0}
+    dense = Cell(arms(scale)[0], 1, "top-1")
+    dense.done(tmp_path).parent.mkdir()
+    dense.done(tmp_path).write_text(json.dumps({**cell, "settings": scale.digest()}))
+    page.write_text("# By hand\n\nNothing marks this page.\n")
+    for _ in range(2):
+        write_report(scale, tmp_path, page)
+        text = page.read_text()
+        assert text.startswith(f"# By hand\n\nNothing marks this page.\n\n{MARK}\n")
+        assert text.count(MARK) == 1
+    empty = text.partition("### Empty cells")[2].split("\n\n")[1].splitlines()
+    assert empty[0] == "Seed 0: all of it."
+    assert "encoder-2 full" in empty[1] and "dense" not in empty[1]
+
+
 @pytest.mark.slow
 def test_toy_grid_stops_resumes_and_writes_its_page(tmp_path):
     out, page = tmp_path / "out", tmp_path / "page.md"
@@ -101,7 +122,7 @@ def test_toy_grid_stops_resumes_and_writes_its_page(tmp_path):
         ).stdout
 
     run("--report", page)  # before anything is done: every cell is said to be empty
-    assert "encoder-2 full" in page.read_text().partition("### Empty cells")[2]
+    assert "Seed 1: all of it." in page.read_text().partition("### Empty cells")[2]
     assert "0 of 24" in run("--budget-minutes", 0)
     assert "24 of 24" in run()
     cells = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
