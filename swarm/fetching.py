@@ -198,29 +198,24 @@ async def fetch_files(
     use = store.use(root)
     try:
         await asyncio.to_thread(store.begin, root, entries, kind=kind)
-        chosen = [entry for entry in entries if entry.name in wanted]
+        download = FileDownload(
+            store,
+            root,
+            kind,
+            {index: entry for index, entry in enumerate(entries) if entry.name in wanted},
+            sources,
+            ChunkScheduler({}, policy=policy, book=book),
+            counters or Counters(),
+            on_progress,
+            report if report is not None else FetchReport(),
+            foreign,
+        )
+        for peer in peers:
+            download.scheduler.add_source(peer)
         try:
-            await asyncio.to_thread(store.take_room, root, chosen)
-            download = FileDownload(
-                store,
-                root,
-                kind,
-                {index: entry for index, entry in enumerate(entries) if entry.name in wanted},
-                sources,
-                ChunkScheduler({}, policy=policy, book=book),
-                counters or Counters(),
-                on_progress,
-                report if report is not None else FetchReport(),
-                foreign,
-            )
-            for peer in peers:
-                download.scheduler.add_source(peer)
-            try:
-                await download.run(patience_s, more_sources)
-            finally:
-                await asyncio.to_thread(download.close)
+            await download.run(patience_s, more_sources)
         finally:
-            await asyncio.to_thread(store.give_room_back, root, chosen)
+            await asyncio.to_thread(download.close)
         return {name: store.path(root, name) for name in sorted(wanted)}
     finally:
         sources.memory.clear()

@@ -1,7 +1,6 @@
 """What a key has signed, and the highest sequences seen of others, on disk.
 
-ledger.json   last sequence and the very bytes signed, per (kind, slot); a few entries a slot, replaced whole;
-              with a checkpoint what training goes on from, where that is not it (`branch`)
+ledger.json   last sequence and the very bytes signed, per (kind, slot); a few entries a slot, replaced whole
 ledger.seen   highest sequence seen of others, one JSON line for each change; written anew when most lines are outdated
 
 A signed statement is written and fsynced *before* its first send, so that an honest crash can only ever repeat the same
@@ -60,24 +59,6 @@ class Ledger:
     def signed(self, kind: str) -> list[bytes]:
         """The envelopes last signed of a kind, one a slot."""
         return [str(entry["envelope"]).encode() for key, entry in self._signed.items() if key.split("/", 1)[0] == kind]
-
-    def branch(self, slot: str, origin: str | None, head: str | None) -> None:
-        """Write down that training of ``slot`` goes on behind what was announced last, and does not continue it: a run
-        that began from ``origin`` continues ``head`` (roots, None: fresh weights). The next announcement ends that.
-        """
-        entry = self._signed.get(f"checkpoint/{slot}")
-        branch = {"origin": origin, "head": head}
-        if entry is not None and entry.get("branch") != branch:
-            entry["branch"] = branch
-            self._write_signed()
-
-    def head(self, slot: str, origin: str | None, default: str | None) -> str | None:
-        """What `branch` wrote down for a run that began from ``origin``; else ``default``."""
-        branch = self._signed.get(f"checkpoint/{slot}", {}).get("branch")
-        if branch is None or branch["origin"] != origin:
-            return default
-        head: str | None = branch["head"]
-        return head
 
     def _write_signed(self) -> None:
         atomic_write_json(self._path, {"signed": self._signed} | ({"seen": self._earlier} if self._earlier else {}))

@@ -58,10 +58,9 @@ class OwnCheckpoints:
         """Root of the published checkpoint that our local one of ``slot`` at ``step`` continues.
 
         ``origin`` is the root that its run began from (None: fresh weights). What we published since then, up to that
-        step, lies in between; after a crash the newest local checkpoint may be older than the newest published, and
-        what was trained on from it does not continue that one, however far it came (`Ledger.branch`).
+        step, lies in between; after a crash the newest local checkpoint may be older than the newest published.
         """
-        root, found = self._files.ledger.head(slot, origin, self.last_root(slot)), None
+        root, found = self.last_root(slot), None
         while root is not None:
             manifest = self.stored_manifest(root)
             if manifest is None:

@@ -304,10 +304,6 @@ class Sightings:
             self._take_back(candidate.slot, author)
         return refused
 
-    def is_false(self, envelope: bytes) -> bool:
-        """Whether what an announcement says was refused for good here."""
-        return self._doubted.get(blake3_hex(envelope)) == math.inf
-
     def _take_back(self, slot: str, author: str) -> None:
         """What was found of those who stood beside this author, whose word is not believed any more (C9)."""
         for peer, (where, others) in list(self._beside_only.items()):

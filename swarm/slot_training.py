@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from paris_swarm.dht_schemas.errors import RecordError
 from paris_swarm.dht_schemas.manifest import build_manifest
 from paris_swarm.swarm.lane_state import RunningLane
-from paris_swarm.swarm.last_announced import LastAnnounced
 from paris_swarm.swarm.node import SwarmNode
-from paris_swarm.swarm.sightings import Candidate
 from paris_swarm.swarm.trainer import (
     LocalCheckpoint,
     StartTrainer,
@@ -29,24 +25,8 @@ from paris_swarm.swarm.verified import VerifiedCheckpoints
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-SILENT = "silent"
-"""How the note of a lane begins whose checkpoints are withheld."""
 PATIENCE = 3
 """Failures to train on from a slot's only checkpoint after which fresh weights are tried instead."""
-
-
-@dataclass(frozen=True)
-class StartingPoint:
-    """Where a run begins: a checkpoint folder at ``step`` (None: fresh weights), the root that the next checkpoint
-    continues, and the root that the trainer of that folder began from (`OwnCheckpoints.grown_from`).
-    """
-
-    folder: Path | None
-    parent: str | None
-    step: int
-    origin: str | None
 
 
 class SlotTraining:
@@ -73,24 +53,25 @@ class SlotTraining:
 
     async def run(self, lane: RunningLane, slot: str) -> str:
         """Train ``slot`` to its end, or until ``lane.stopping``; returns why it failed, or ""."""
-        while True:
-            failure, again = await self._run_once(lane, slot)
-            if not again or lane.stopping.is_set():
-                return failure
-
-    async def _run_once(self, lane: RunningLane, slot: str) -> tuple[str, bool]:
-        """One trainer from its start to its end: why it failed, and whether to start again, from what it was behind."""
         node = self._node
-        last = LastAnnounced(node, self._verified, slot)
-        start = await _unless_stopping(lane, self._starting_point(lane, slot, last))
-        if start is None:
-            return "", False
+        stopping = asyncio.ensure_future(lane.stopping.wait())
+        fetching = asyncio.ensure_future(self._starting_point(lane, slot))
+        try:
+            await asyncio.wait([fetching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                return ""
+            resume, parent = fetching.result()
+        finally:
+            stopping.cancel()
+            fetching.cancel()
+            await asyncio.gather(stopping, fetching, return_exceptions=True)
         work = node.files.work(slot)
-        parent, came_on, again = start.parent, False, False
-        trainer = await self._start_trainer(slot, work, start.folder, parent)
-        resume = None if start.folder is None else str(start.folder)
-        node.files.log_event({"event": "train", "slot": slot, "resume": resume, "parent": parent})
-        lane.show("training", slot=slot, note=_note(start, last))
+        began = parent
+        trainer = await self._start_trainer(slot, work, resume, parent)
+        node.files.log_event(
+            {"event": "train", "slot": slot, "resume": str(resume) if resume else None, "parent": parent}
+        )
+        lane.show("training", slot=slot, note="" if parent is None else f"continues {parent[:12]}")
         watching = asyncio.create_task(self._stop_when_told(trainer, lane))
         failure = ""
         try:
@@ -98,23 +79,16 @@ class SlotTraining:
                 if isinstance(event, TrainProgress):
                     lane.state = replace(lane.state, progress=event)
                 elif isinstance(event, TrainedCheckpoint):
-                    came_on = came_on or event.step > start.step
-                    if last.withholds(event.step) and not again and await _unless_stopping(lane, last.recovered()):
-                        again = True
-                        await trainer.stop()  # it leaves a checkpoint, which is behind as well, or past it
-                    if last.withholds(event.step):
-                        self._withhold(slot, event, last)
-                    else:
-                        parent = await self._publish(lane, slot, event, parent)
+                    parent = await self._publish(lane, slot, event, parent)
                 else:
                     failure = event.why
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await trainer.stop()
-        if failure and start.folder is not None and not came_on:
+        if failure and resume is not None and parent == began:
             self._blame(slot, parent, failure)
-        return failure, again and not failure
+        return failure
 
     def _blame(self, slot: str, root: str | None, failure: str) -> None:
         """Training from somebody's checkpoint failed before it came to a checkpoint of our own (SPEC.md, R-VAL-4).
@@ -135,60 +109,26 @@ class SlotTraining:
         await lane.stopping.wait()
         await trainer.stop()
 
-    async def _starting_point(self, lane: RunningLane, slot: str, last: LastAnnounced) -> StartingPoint:
-        """Where training starts: our own newest checkpoint, or the best verified one of the swarm if that is ahead.
-
-        Our own newest is the one announced last, also where the disk has only an older one: it is fetched, and what is
-        trained on from the older one otherwise is not taken for its continuation.
-        """
+    async def _starting_point(self, lane: RunningLane, slot: str) -> tuple[Path | None, str | None]:
+        """Where training starts: our own newest checkpoint, or the best verified one of the swarm if that is ahead."""
         node = self._node
         local = await asyncio.to_thread(self._local_checkpoint, node.files.work(slot))
-        reached = -1 if local is None else local[1]
-        for candidate in self._ahead_of(reached, slot, last):
+        for candidate in node.candidates(slot):
             announcement = candidate.announcement
+            if local is not None and local[1] >= announcement.step:
+                break
             lane.show("fetching", slot=slot, note=f"step {announcement.step} of {announcement.author[-8:]}")
             try:
-                if candidate.envelope == last.envelope:
-                    folder = await last.fetch()
-                    if folder is None:
-                        continue
-                else:
-                    folder = await self._verified.fetch(candidate)
+                folder = await self._verified.fetch(candidate)
                 await node.hold(slot, candidate.envelope)
             except (RecordError, TransportError) as error:
                 self._verified.refute(candidate, error)
                 log.warning("checkpoint %s of slot %s refused: %s", announcement.root[:12], slot, error)
                 continue
-            start = StartingPoint(folder, announcement.root, announcement.step, announcement.root)
-            break
-        else:
-            if local is None:
-                start = StartingPoint(None, None, 0, None)
-            else:
-                start = StartingPoint(local[0], node.grown_from(slot, local[1], local[2]), local[1], local[2])
-        if start.step < last.step:
-            node.files.ledger.branch(slot, start.origin, start.parent)
-        return start
-
-    def _ahead_of(self, reached: int, slot: str, last: LastAnnounced) -> list[Candidate]:
-        """Announced checkpoints to start from, in the order in which they are tried: those that are ahead of our own
-        newest, that one where it is not on this disk, and those ahead of what is.
-        """
-        found = self._node.candidates(slot)
-        own = last.candidate()
-        if own is None or last.step <= reached:
-            return list(takewhile(lambda one: one.announcement.step > reached, found))
-        further = takewhile(lambda one: one.announcement.step > last.step, found)
-        rest = takewhile(lambda one: one.announcement.step > reached, found)
-        return list({one.digest: one for one in (*further, own, *rest)}.values())
-
-    def _withhold(self, slot: str, event: TrainedCheckpoint, last: LastAnnounced) -> None:
-        """A checkpoint behind the one announced last stays on this disk, unsaid (R-REC-14)."""
-        said = {"event": "withheld", "slot": slot, "step": event.step, "announced": last.step}
-        self._node.files.log_event(said)
-        log.warning(
-            "step %d of slot %s is not announced: this peer announced step %d before", event.step, slot, last.step
-        )
+            return folder, announcement.root
+        if local is None:
+            return None, None
+        return local[0], node.grown_from(slot, local[1], local[2])
 
     async def _publish(self, lane: RunningLane, slot: str, event: TrainedCheckpoint, parent: str | None) -> str | None:
         """Checkpoint folder -> manifest -> content store -> signed announcement; returns the root.
@@ -213,25 +153,4 @@ class SlotTraining:
         node.files.log_event({"event": "published", "slot": slot, "step": event.step, "root": root})
         node.forget_older(slot, root, keep=self._keep_checkpoints)
         lane.state = replace(lane.state, published_step=event.step)
-        if lane.state.note.startswith(SILENT):
-            lane.show("training", slot=slot)
         return root
-
-
-def _note(start: StartingPoint, last: LastAnnounced) -> str:
-    if last.withholds(start.step):
-        return f"{SILENT} until step {last.step}, which was announced before and cannot be had"
-    return "" if start.parent is None else f"continues {start.parent[:12]}"
-
-
-async def _unless_stopping(lane: RunningLane, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` returns; None when ``lane.stopping`` came first, and it was cancelled."""
-    stopping = asyncio.ensure_future(lane.stopping.wait())
-    doing = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([doing, stopping], return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        stopping.cancel()
-        doing.cancel()
-        await asyncio.gather(stopping, doing, return_exceptions=True)

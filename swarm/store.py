@@ -16,6 +16,8 @@ and must not be lost with a task that is cancelled while it waits for a thread.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import re
@@ -23,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,6 @@ from paris_swarm.swarm.partial_file import PartialFile, read_map
 from paris_swarm.swarm.store_index import RootIndex, RootIndices, RootKind
 from paris_swarm.swarm.store_locks import InUse, Use, alone, unused
 from paris_swarm.swarm.store_pins import read_pins
-from paris_swarm.swarm.store_room import bytes_at, check_room, give_room_back, take_room
 from paris_swarm.swarm.stored_files import bad_chunks, link
 
 log = logging.getLogger(__name__)
@@ -265,10 +266,18 @@ class ContentStore:
             InUse: another task or process is fetching this file.
             OSError: no space on the disk (ENOSPC), or none below the store's limit (EDQUOT).
         """
-        path = self._partial_path(root, entry.name)
-        here = bytes_at(path)
-        if self.limit is not None and here < entry.length:  # else it is counted: `take_room` was here
-            check_room(f"{entry.name} has", entry.length, self.used_bytes() - here, self.limit, self.folder)
+        path = self._root_path(root) / "partial" / check_file_name(entry.name)
+        if self.limit is not None:
+            used = self.used_bytes()
+            with contextlib.suppress(FileNotFoundError):
+                used -= path.stat().st_size
+            if used + entry.length > self.limit:
+                raise OSError(
+                    errno.EDQUOT,
+                    f"{entry.name} has {entry.length} bytes, the content store holds {used} and may hold {self.limit}: "
+                    "run `paris-swarm store gc`, or raise --store-limit",
+                    str(self.folder),
+                )
         partial = PartialFile(
             entry,
             partial=path,
@@ -278,28 +287,6 @@ class ContentStore:
         )
         self._being_fetched.add(partial)
         return partial
-
-    def take_room(self, root: str, entries: Iterable[FileEntry]) -> None:
-        """Before files of a root are fetched: take the room below the store's limit for all that are not whole. The
-        store is counted once for it, however many they are; `give_room_back` when the download is over.
-
-        Raises:
-            OSError: there is not so much below the limit (EDQUOT), and none was taken.
-        """
-        if self.limit is None:
-            return
-        wanted = [(self._partial_path(root, entry.name), entry) for entry in entries if not self._whole(root, entry)]
-        with alone(self.folder / "lock"):  # two that count at once would both find the same room
-            here = sum(bytes_at(path) for path, _ in wanted)
-            needed = sum(entry.length for _, entry in wanted)
-            if wanted:
-                check_room(f"files of {root} have", needed, self.used_bytes() - here, self.limit, self.folder)
-            take_room(wanted)
-
-    def give_room_back(self, root: str, entries: Iterable[FileEntry]) -> None:
-        """What `take_room` took for files that did not come, and that nobody is fetching."""
-        for entry in entries if self.limit is not None else ():
-            give_room_back(self._partial_path(root, entry.name), self._map_path(root, entry.name), entry)
 
     def use(self, root: str) -> Use:
         """Keep a root from being deleted, by this process or another, until the answer is released.
@@ -400,9 +387,6 @@ class ContentStore:
 
     def _file_path(self, root: str, name: str) -> Path:
         return self._root_path(root) / "files" / check_file_name(name)
-
-    def _partial_path(self, root: str, name: str) -> Path:
-        return self._root_path(root) / "partial" / check_file_name(name)
 
     def _map_path(self, root: str, name: str) -> Path:
         return self._root_path(root) / "maps" / check_file_name(name)

@@ -47,10 +47,14 @@ def leave(
     wanted = resolve_invite(invite, owner)
     ledger_path = owner.swarm(wanted.plan_id).path / "ledger.json"
 
+    def unreleased() -> list[Claim]:
+        """Claims that were not given back; a `join` that is ending renews none, so they may have run out meanwhile."""
+        claims = [Claim.open(envelope).record for envelope in Ledger(ledger_path).signed("claim")]
+        return [claim for claim in claims if not claim.released]
+
     def held() -> list[Claim]:
         now = time.time()
-        claims = [Claim.open(envelope).record for envelope in Ledger(ledger_path).signed("claim")]
-        return [claim for claim in claims if not claim.released and claim.until > now]
+        return [claim for claim in unreleased() if claim.until > now]
 
     async def release() -> None:
         async with connected(owner, wanted, identity=owner.identity()) as here:
@@ -85,7 +89,12 @@ def leave(
         def say(text: str) -> None:
             shared.console.print(text, markup=False, soft_wrap=True)
 
-        lives = until_given_back(lambda: [claim.slot for claim in held()], lambda: not freed(), say, process=process)
+        lives = until_given_back(
+            lambda: [claim.slot for claim in unreleased() if claim.slot in slots],
+            lambda: not freed(),
+            say,
+            process=process,
+        )
         serving = keep_serving and lives
     shared.answer(
         {"released": slots, "serving": serving},
@@ -104,8 +113,8 @@ def until_given_back(
 ) -> bool:
     """Wait for a `join` that was asked to give its slots back: True once it holds none, False once it no longer runs.
 
-    held: the slots that it still claims; running: whether it lives; say: is told now and then what is waited for;
-    clock, sleep: seconds.
+    held: the slots that it has not given back yet, run out or not; running: whether it lives; say: is told now and
+    then what is waited for; clock, sleep: seconds.
 
     Raises:
         Usage: it holds one after LIMIT_S; it goes on by itself all the same.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from swarm_processes import done, verb
 
 from paris_swarm.cli.exits import Usage
 from paris_swarm.cli.trainer import TrainerProcess
 from paris_swarm.cli.verbs.leave import LIMIT_S, until_given_back
+from paris_swarm.dht_schemas.invite import Invite
+from paris_swarm.dht_schemas.records import Claim, Progress
+from paris_swarm.swarm.home import Home
+from paris_swarm.swarm.ledger import Ledger
 
 
 class Joined:
@@ -66,3 +74,34 @@ def test_the_limit_covers_what_a_trainer_is_granted(tmp_path: Path) -> None:
     assert trainer.stop_seconds < LIMIT_S
     trainer._save_seconds = 240.0
     assert trainer.stop_seconds < LIMIT_S
+
+
+PROGRESS = Progress(device="cpu", images_per_s=1.0, loss=1.0, step=1, steps=100)
+HOLDER = """
+import fcntl, os, signal, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(os.getpid(), file=lock, flush=True)
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+print("here", flush=True)
+while not told:
+    time.sleep(0.05)
+time.sleep(2.5)  # the last checkpoint, longer than what is left of the lease
+"""
+
+
+def test_a_claim_that_runs_out_meanwhile_is_not_taken_for_given_back(tmp_path: Path) -> None:
+    """`leave && poweroff` would cut the last checkpoint off."""
+    home, plan = Home(tmp_path / "home"), "ab" * 32
+    claim = Claim(plan=plan, slot="1", peer=home.identity().peer_id, seq=1, until=time.time() + 1.0, progress=PROGRESS)
+    ledger = home.swarm(plan).path / "ledger.json"
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    Ledger(ledger).record("claim", "1", 1, claim.seal(home.identity()))
+    command = [sys.executable, "-c", HOLDER, str(home.path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as joined:
+        assert joined.stdout is not None and joined.stdout.readline() == b"here\n"
+        answer = verb("leave", str(Invite(plan)), "--home", home.path, "--json")
+        ended = joined.poll()
+    assert ended == 0, "leave came back while join was still writing"
+    assert done(answer).json == {"released": ["1"], "serving": False}

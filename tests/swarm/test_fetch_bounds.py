@@ -462,55 +462,6 @@ def test_a_reader_of_parts_does_not_put_out_the_chunks_of_another(tmp_path: Path
     assert len(recent._kept) <= RECENT_CHUNKS
 
 
-# ---- room on the receiver's disk -------------------------------------------------------------------------------------
-
-
-def test_a_store_with_a_limit_is_walked_once_a_download(
-    memory_world: MemoryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = made(tmp_path / "checkpoint", {f"part-{number}.bin": noise(number, 1000) for number in range(20)})
-    walks: list[Path] = []
-    used_bytes = ContentStore.used_bytes
-
-    def counted(self: ContentStore) -> int:
-        walks.append(self.folder)
-        return used_bytes(self)
-
-    monkeypatch.setattr(ContentStore, "used_bytes", counted)
-
-    async def scenario() -> None:
-        async with memory_world:
-            cast = Cast(memory_world, tmp_path)
-            source, receiver = await cast.source(wanted), await cast.receiver()
-            receiver.store.limit = 19_999
-            with pytest.raises(OSError, match="have 20000 bytes, the content store holds 0 and may hold 19999"):
-                await receiver.fetch(wanted, [source.peer_id])
-            assert receiver.counters.received == {}, "before a byte came"
-            receiver.store.limit = 20_000
-            walks.clear()
-            assert read_all(await receiver.fetch(wanted, [source.peer_id])) == wanted.content()
-            assert walks == [receiver.store.folder]
-            await receiver.fetch(wanted, [])
-            assert len(walks) == 1, "and not for what is here already"
-
-    run(scenario())
-
-
-def test_room_that_a_download_took_and_did_not_use_is_given_back(memory_world: MemoryWorld, tmp_path: Path) -> None:
-    wanted = made(tmp_path / "checkpoint", {"a.bin": noise(0, CHUNK + 5), "b.bin": noise(1, 1000)})
-
-    async def scenario() -> None:
-        async with memory_world:
-            cast = Cast(memory_world, tmp_path)
-            receiver = await cast.receiver()
-            receiver.store.limit = CHUNK + 1005
-            with pytest.raises(NoSource):
-                await receiver.fetch(wanted, [])
-            assert receiver.store.used_bytes() == 0
-
-    run(scenario())
-
-
 # ---- memory and disk -------------------------------------------------------------------------------------------------
 
 

@@ -331,34 +331,6 @@ def test_a_limit_is_said_before_the_download_and_own_files_find_room(folder: Pat
     assert store.used_bytes() == manifest.total_bytes
 
 
-def test_room_below_the_limit_is_taken_for_all_files_at_once_and_seen_by_every_process(
-    folder: Path, tmp_path: Path
-) -> None:
-    manifest, _data, root = build_manifest(folder, list(SIZES), "0")
-    other = "ab" * 32
-    first = ContentStore(tmp_path / "limited", limit=manifest.total_bytes + 10)
-    second = ContentStore(tmp_path / "limited", limit=manifest.total_bytes + 10)
-    first.begin(root, manifest.files, kind="checkpoint")
-    second.begin(other, manifest.files, kind="checkpoint")
-    first.take_room(root, manifest.files)
-    assert second.used_bytes() == manifest.total_bytes, "before a file of it is open"
-    with pytest.raises(OSError, match="store gc") as caught:
-        second.take_room(other, manifest.files)
-    assert caught.value.errno == errno.EDQUOT
-    first.take_room(root, manifest.files)  # after a crash: what was taken is taken, and no more is asked for
-    entry = manifest.entry("big.bin")
-    with first.open_partial(root, entry) as partial:
-        partial.write(0, chunk_of(folder, entry, 0))
-        second.give_room_back(root, manifest.files)
-        assert partial.path.stat().st_size == entry.length, "it is being fetched"
-    again = ContentStore(first.folder, limit=first.limit)
-    again.take_room(root, manifest.files)
-    again.give_room_back(root, manifest.files)
-    assert again.used_bytes() == CHUNK, "what came of it"
-    with again.open_partial(root, entry) as partial:
-        assert partial.missing == [1, 2]
-
-
 def test_no_space_is_said_before_the_download(
     store: ContentStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
