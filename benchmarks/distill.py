@@ -2,7 +2,7 @@
 
     python benchmarks/distill.py OUT --router DATA FRESH WORK    # experts of `benchmarks/router.py`, trained if need be
     python benchmarks/distill.py OUT --grid GRID --scale small --seed 0    # those of a finished `reproduce.py GRID`
-    ... --report docs/results/distill-2026-11.md                 # only write the tables of what is done
+    ... --report docs/results/distill-2026-11.md   # only write the tables: of OUT, or of OUT/seed-0, OUT/seed-1, ...
 
 The students have the dense model's network and rates, an expert's steps and a quarter of the dense batch (Decentralized
 Diffusion Models, section 4.6). "direct" is their control: the same network, steps and batch, taught by the pictures

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paris_swarm.dht_schemas.plan import OpenedPlan
-
 if TYPE_CHECKING:
+    from paris_swarm.dht_schemas.plan import OpenedPlan
     from paris_swarm.expert.data.encoders import FeatureEncoder, LatentEncoder, TextEncoder
     from paris_swarm.router.diffusers_folder import TextEncoderFiles, VAEFiles
 

@@ -9,7 +9,6 @@ import typer
 
 from paris_swarm.cli.encoders import chosen_encoders, encoders_there
 from paris_swarm.cli.exits import Usage
-from paris_swarm.cli.own_cluster import wanted_rows
 from paris_swarm.cli.settings import DeviceOption, HomeOption, JsonOption, Settings, pick_device, settings
 
 if TYPE_CHECKING:
@@ -129,6 +128,7 @@ def prepare(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from paris_swarm.cli.own_cluster import wanted_rows
     from paris_swarm.expert.data.dicebear import DEFAULT_FAMILIES
     from paris_swarm.expert.data.on_ray import RayOptions, prepare_on_ray
     from paris_swarm.expert.data.parts import merge as join_parts

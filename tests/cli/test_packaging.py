@@ -54,6 +54,8 @@ def test_verify_and_sample_never_import_hivemind(story: Story, tmp_path: Path) -
 @pytest.mark.parametrize("arguments", [["--help"], ["join", "--help"], ["identity", "--help"], ["identity", "show"]])
 def test_help_and_small_verbs_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "hivemind", "numpy", "transformers", "sklearn", "PIL", "safetensors"}
+    if arguments == ["--help"]:
+        heavy |= {"pydantic", "cryptography", "rich.progress"}  # two thirds of the half second that help may take
     done = run_without(heavy, "--home", tmp_path / "home", *arguments)
     assert done.returncode == 0, done.stderr
 
