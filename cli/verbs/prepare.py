@@ -32,7 +32,10 @@ def prepare(
         int | None, typer.Option(min=8, max=1024, help="Side of the square pictures (default: 24, or the plan's).")
     ] = None,
     plan: Annotated[
-        str | None, typer.Option("--plan", help="Plan folder or INVITE: prepare as that plan asks; with --cluster.")
+        str | None,
+        typer.Option(
+            "--plan", help="Plan folder or INVITE: prepare as that plan asks (with --cluster, one cluster of it)."
+        ),
     ] = None,
     cluster: Annotated[
         int | None, typer.Option("--cluster", min=0, help="Keep only the rows of this cluster of --plan.")
